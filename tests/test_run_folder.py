@@ -1,0 +1,158 @@
+"""The run folder: a finished run is safe, an unfinished one resumes, and an error leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError
+
+CONFIG = {"name": "grpo", "seed": 0, "method": {"trl": {"beta": 0.04, "betas": (0.9, 0.999)}}, "model": "base"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "runs" / "grpo" / "seed0")
+
+
+def begin(folder, config=CONFIG, *, num_steps=3):
+    """Leaves an unfinished run, as a kill would."""
+    with folder.open(config, {"started": "now"}):
+        folder.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(num_steps)))
+
+
+def test_a_new_run_records_its_config_and_provenance(folder):
+    with folder.open(CONFIG, {"started": "now"}) as is_resumed:
+        assert not is_resumed
+        assert folder.read_config() == {**CONFIG, "method": {"trl": {"beta": 0.04, "betas": [0.9, 0.999]}}}
+        assert json.loads(folder.provenance.read_text())["started"] == "now"
+        assert folder.is_begun and not folder.is_finished
+
+
+def test_a_finished_run_is_never_overwritten(folder):
+    begin(folder)
+    folder.summary.write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    with pytest.raises(RunFinishedError, match=r"seed0 holds a finished run.*name=.*seed="), folder.open(CONFIG, {}):
+        pass
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+def test_an_unfinished_run_resumes_and_keeps_both_records(folder):
+    begin(folder)
+    with folder.open(CONFIG, {"started": "later"}) as is_resumed:
+        assert is_resumed
+    record = json.loads(folder.provenance.read_text())
+    assert record["started"] == "now" and [resume["started"] for resume in record["resumes"]] == ["later"]
+
+
+def test_another_config_is_refused_naming_the_keys(folder):
+    begin(folder)
+    other = {**CONFIG, "model": "instruct", "method": {"trl": {"beta": 0.0, "betas": (0.9, 0.999)}}, "extra": 1}
+    with pytest.raises(RunFolderError, match=r"another configuration \(extra, method\.trl\.beta, model\)"):
+        folder.check(other)
+
+
+def test_a_check_changes_nothing_on_disk(folder, tmp_path):
+    folder.check(CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_before_any_result_leaves_nothing_behind(folder, tmp_path):
+    with pytest.raises(RuntimeError), folder.open(CONFIG, {}):
+        (folder.path / "wandb").mkdir()
+        folder.metrics.touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_after_a_result_keeps_it(folder):
+    with pytest.raises(RuntimeError), folder.open(CONFIG, {}):
+        folder.metrics.write_text('{"step": 0}\n')
+        raise RuntimeError
+    assert folder.is_begun
+
+
+def test_an_error_keeps_the_neighbours(folder):
+    neighbour = folder.path.parent / "seed1" / "summary.json"
+    neighbour.parent.mkdir(parents=True)
+    neighbour.touch()
+    with pytest.raises(RuntimeError), folder.open(CONFIG, {}):
+        raise RuntimeError
+    assert neighbour.exists() and not folder.path.exists()
+
+
+def test_a_folder_of_something_else_is_refused(folder):
+    folder.path.mkdir(parents=True)
+    (folder.path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="not a run"):
+        folder.check(CONFIG)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_unwritable_place_is_refused_in_one_line(tmp_path, depth):
+    # A file where a folder should be: unlike a mode, root respects it too.
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunFolderError, match="cannot write the run folder") as error:
+        RunFolder(tmp_path.joinpath("runs", *"ab"[:depth])).check(CONFIG)
+    assert "\n" not in str(error.value)
+
+
+def test_two_processes_cannot_write_one_run(folder):
+    # The lock belongs to an open file, so a second opening within one process stands for a second process.
+    begin(folder)
+    with (
+        folder.open(CONFIG, {}),
+        pytest.raises(RunFolderError, match="another process"),
+        folder.open(CONFIG, {}),
+    ):
+        pass
+    with folder.open(CONFIG, {}) as is_resumed:
+        assert is_resumed
+
+
+def test_a_killed_process_holds_no_lock(folder):
+    script = (
+        "import os, sys, pathlib; from visual_r1.run_folder import RunFolder\n"
+        f"with RunFolder(pathlib.Path(sys.argv[1])).open({CONFIG!r}, {{}}): os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(folder.path)], check=False).returncode == -9
+    with folder.open(CONFIG, {}) as is_resumed:
+        assert is_resumed
+
+
+def test_truncating_forgets_later_steps_and_a_torn_line(folder):
+    begin(folder)
+    folder.completions.mkdir()
+    for step in (0, 2):
+        folder.completions_at(step).touch()
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 3, "rew')
+    folder.truncate_metrics(1)
+    assert folder.metrics.read_text() == '{"step": 0}\n{"step": 1}\n'
+    assert list(folder.completions.iterdir()) == [folder.completions_at(0)]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(folder):
+    begin(folder)
+    folder.metrics.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        folder.read_metrics()
+
+
+def test_the_latest_checkpoint_is_the_newest_whole_one(folder):
+    assert folder.latest_checkpoint() is None
+    for step, is_whole in ((9, True), (10, True), (20, False)):
+        checkpoint = folder.checkpoints / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        if is_whole:
+            (checkpoint / "trainer_state.json").touch()
+    assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-10"
+
+
+def test_reading_something_that_is_no_run_says_so(tmp_path):
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        RunFolder(tmp_path).read_config()
