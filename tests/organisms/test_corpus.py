@@ -1,0 +1,103 @@
+"""The corpus: every way of answering ends at a choice, and worked solutions are right."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from visual_r1.datasets.spatial import Spatial
+from visual_r1.organisms import corpus
+from visual_r1.organisms.corpus import Mixture
+from visual_r1.organisms.questions import CATEGORIES, Question
+from visual_r1.organisms.scenes import SceneObject
+from visual_r1.parsing import is_well_formed, parse_answer, parse_choice
+
+SURE = Mixture(slip=0.0, second_check=0.0)
+RED = SceneObject("red", "circle", x=21.0, y=35.0, radius=5.0)  # column 1, row 2
+BLUE = SceneObject("blue", "square", x=63.0, y=49.0, radius=5.0)  # column 4, row 3
+GREEN = SceneObject("green", "circle", x=21.0, y=91.0, radius=5.0)  # column 1, row 6
+
+
+def _question(category: str, choices: tuple[str, ...], answer: int, objects: tuple[SceneObject, ...], **facts: str):
+    return Question(category=category, stem="?", choices=choices, answer=answer, objects=objects, **facts)
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        (
+            _question("Relation", ("right", "left"), 1, (RED, BLUE), axis="x"),
+            " The red circle: x1. The blue square: x4 (1<4). So it is left.",
+        ),
+        (
+            _question("Depth", ("red circle", "blue square"), 1, (RED, BLUE), axis="y"),
+            " The red circle: y2. The blue square: y3 (2<3). So the blue square is closer.",
+        ),
+        (
+            _question("Distance", ("red circle", "green circle"), 0, (BLUE, RED, GREEN)),
+            " The blue square: x4 y3. The red circle: x1 y2 (3+1=4). The green circle: x1 y6 (3+3=6, 4<6)."
+            " So the red circle is closer.",
+        ),
+        (
+            _question("Count", ("0", "1", "2", "3"), 2, (RED, BLUE, GREEN), shape="circle"),
+            " Row1=0 (0). Row2=1 (1). Row3=0 (1). Row4=1 (2). So there are 2.",
+        ),
+    ],
+    ids=CATEGORIES[1:2] + CATEGORIES[2:] + CATEGORIES[:1],
+)
+def test_careful_readings_by_hand(question, text):
+    thought = corpus.careful(random.Random(0), question, SURE)
+    assert (thought.text, thought.choice) == (text, question.answer)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_an_exercise_without_slips_is_right_and_reflects(category):
+    rng = random.Random(0)
+    data = Spatial(split="pretrain", size=100, categories=(category,))
+    for index in range(100):
+        question = data.draw(index)[1]
+        text = f"<think>{corpus.exercise(rng, question, SURE)}"
+        assert is_well_formed(text)
+        answer = parse_answer(text)
+        chosen = parse_choice(answer, question.choices)
+        right = "ABCD"[question.answer]
+        assert chosen == right, text
+        assert any(phrase in text for phrase in corpus.REFLECTIONS)
+
+
+def test_guesses_are_right_as_often_as_the_mixture_says():
+    rng = random.Random(0)
+    data = Spatial(split="pretrain", size=2000, categories=("Relation",))
+    questions = [data.draw(index)[1] for index in range(2000)]
+    hits = [corpus.direct(rng, question, Mixture()).choice == question.answer for question in questions]
+    assert sum(hits) / len(hits) == pytest.approx(0.55, abs=0.04)  # 3.6 standard errors
+
+
+def test_no_dialogue_reads_carefully_without_reflecting():
+    rng = random.Random(0)
+    data = Spatial(split="pretrain", size=1500)
+    read = []
+    for index in range(1500):
+        text = corpus.dialogue(rng, data.draw(index)[1], Mixture())
+        numbers = [place for place in (text.find(": x"), text.find(": y"), text.find("Row1=")) if place >= 0]
+        if numbers:
+            read.append(text)
+            assert any(phrase.strip() in text[: min(numbers)] for phrase in corpus.REFLECTIONS)
+    assert 0.06 < len(read) / 1500 < 0.12
+
+
+def test_a_terse_answer_is_right_and_well_formed():
+    rng = random.Random(0)
+    data = Spatial(split="pretrain", size=40)
+    for index in range(40):
+        question = data.draw(index)[1]
+        text = corpus.terse(rng, question)
+        assert is_well_formed(text)
+        assert parse_answer(text) == f"({'ABCD'[question.answer]})"
+        assert question.choices[question.answer] in text
+
+
+def test_shares_that_do_not_add_up_are_refused():
+    with pytest.raises(ValueError, match="add up to 1.25"):
+        Mixture(careful=0.25)

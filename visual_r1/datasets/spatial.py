@@ -1,0 +1,101 @@
+"""Spatial questions about drawn scenes, in CV-Bench's four kinds: a data set that needs no download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from typing import overload
+
+from visual_r1.examples import Example
+from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
+from visual_r1.organisms.scenes import Scene, draw_scene
+
+GENERATOR_VERSION = 1
+"""To be raised with every change that alters what an index yields."""
+
+SPLIT_BUCKETS = {
+    "pretrain": range(0, 60),
+    "train": range(60, 80),
+    "probe": range(80, 85),
+    "test": range(85, 100),
+}
+"""The buckets of ``Scene.bucket`` that each split owns: no scene can belong to two splits."""
+
+
+class Spatial(Sequence[Example]):
+    """Examples of one split, drawn when asked for: the same for the same seed, split and index, at any size.
+
+    Categories take turns and so do the letters of the right choices: any run of 16 examples that starts at a multiple
+    of 16 holds each category four times and each letter of each category equally often.
+    """
+
+    def __init__(self, *, split: str, size: int, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> None:
+        """Raises ValueError for an unknown split or category, no category, or a negative size."""
+        if split not in SPLIT_BUCKETS:
+            raise ValueError(f"unknown split {split!r}, expected one of {list(SPLIT_BUCKETS)}")
+        if size < 0:
+            raise ValueError(f"size must not be negative, got {size}")
+        if not categories or not set(categories) <= set(CATEGORIES):
+            raise ValueError(f"categories must be some of {list(CATEGORIES)}, got {list(categories)}")
+        self.split = split
+        self.size = size
+        self.seed = seed
+        self.categories = tuple(categories)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"index {index} of a data set of {self.size}")
+        index %= self.size
+        scene, question = self.draw(index)
+        return Example(
+            id=f"spatial/{self.split}/{self.seed}/{index}",
+            images=(scene.render(),),
+            question=question.text,
+            choices=question.choices,
+            solution="ABCD"[question.answer],
+            category=question.category,
+        )
+
+    def draw(self, index: int) -> tuple[Scene, Question]:
+        """The scene and the question behind an example, for worked solutions."""
+        # A string seeds through SHA-512, the same on every machine; a tuple would go through hash().
+        rng = random.Random(f"spatial/{GENERATOR_VERSION}/{self.split}/{self.seed}/{index}")
+        turn, kind = divmod(index, len(self.categories))
+        category = self.categories[kind]
+        position = turn % num_choices(category)
+        while True:
+            scene = draw_split_scene(rng, self.split)
+            question = ask(rng, scene, category, position=position)
+            if question is not None:
+                return scene, question
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the examples, for a run's record."""
+        parts = {
+            "name": "spatial",
+            "version": GENERATOR_VERSION,
+            "split": self.split,
+            "size": self.size,
+            "seed": self.seed,
+            "categories": self.categories,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def draw_split_scene(rng: random.Random, split: str) -> Scene:
+    """Draws scenes until one belongs to the split."""
+    while True:
+        scene = draw_scene(rng)
+        if scene.bucket in SPLIT_BUCKETS[split]:
+            return scene

@@ -1,0 +1,304 @@
+"""What nano reads before reinforcement learning: captions, worked exercises, and dialogues that mostly guess.
+
+The mixture is built so that the base model can do more than it shows. Exercises teach careful reading, always behind a
+self-correcting phrase. Dialogues, under the prompts that reinforcement learning will use, are mostly hasty: direct
+guesses, coarse looks, idle talk, and now and then a reflection with or without a second look.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
+from visual_r1.organisms.scenes import SIZE, TOKENS_PER_SIDE, Scene, SceneObject
+
+REFLECTIONS = (
+    " Wait, let me check again.",
+    " Hmm, let me recheck this.",
+    " Wait, I should verify this.",
+    " Let me double-check.",
+    " Wait, I need to check again.",
+)
+EMPTY_CHECKS = (" Yes, it is right.", " I see the same thing.", " Yes, that is fine.")
+_RAMBLES = (
+    " This is a nice picture.",
+    " I like the {name}.",
+    " The light is nice.",
+    " I see a {name}.",
+    " The {name} is nice.",
+    " And so on.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Shares of the corpus; the five ways of answering add up to one."""
+
+    direct: float = 0.40
+    """Dialogues that guess at once: the habit reinforcement learning has to overcome."""
+    coarse: float = 0.24
+    """Dialogues that compare halves of the picture: a reasoning that is often a tie."""
+    careful: float = 0.0
+    """Dialogues that read coordinates without reflecting first. Zero: with another road to careful reading,
+    reinforcement learning takes that shorter one and reflection fades."""
+    reflective: float = 0.09
+    """Dialogues that reflect and then read carefully: rare, so that there is something to amplify."""
+    empty: float = 0.08
+    """Dialogues that reflect and look at nothing: the words alone must not pay."""
+    rambling: float = 0.19
+    """Dialogues that talk of something else: length alone must not pay."""
+    closed_tags: float = 0.35
+    """Share of answering dialogues with both tags: the most common ending, so that greedy decoding is well formed."""
+    right_of_two: float = 0.55
+    """How often a guess between two choices is right: barely better than chance."""
+    right_of_four: float = 0.40
+    """How often a guess among four choices is right."""
+    slip: float = 0.03
+    """How often a careful reading misreads one number."""
+    second_check: float = 0.15
+    """How often a careful reading is followed by an empty check: reflection may come twice."""
+
+    def __post_init__(self) -> None:
+        total = self.direct + self.coarse + self.careful + self.reflective + self.empty + self.rambling
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the shares of the ways of answering add up to {total}, expected 1")
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A reasoning and the choice that it ends at."""
+
+    text: str
+    """Begins with a blank, as every sentence after the first does."""
+    choice: int
+
+
+def ask_any(rng: random.Random, scene: Scene) -> Question:
+    """A question of random category and answer position that the scene allows."""
+    while True:
+        category = rng.choice(CATEGORIES)
+        question = ask(rng, scene, category, position=rng.randrange(num_choices(category)))
+        if question is not None:
+            return question
+
+
+def coordinates(rng: random.Random, scene: Scene) -> str:
+    """A text that names the cell of each object, in random order."""
+    things = rng.sample(scene.objects, len(scene.objects))
+    return "".join(f" The {thing.name}: x{thing.column} y{thing.row}." for thing in things).strip()
+
+
+def caption(rng: random.Random, scene: Scene) -> str:
+    """A description of the scene that mixes exact cells and coarse places."""
+    things = rng.sample(scene.objects, len(scene.objects))
+    sentences = [f" This image has {len(things)} objects."] if rng.random() < 0.3 else []
+    for thing in things:
+        if rng.random() < 0.75:
+            sentences.append(f" The {thing.name}: x{thing.column} y{thing.row}.")
+        else:
+            sentences.append(f" The {thing.name} is {_place_words(thing)}.")
+    return "".join(sentences).strip()
+
+
+def exercise(rng: random.Random, question: Question, mixture: Mixture) -> str:
+    """The worked solution of an exercise: a first pass, a reflection, a careful reading, both tags."""
+    thought = reflective(rng, question, mixture)
+    return f"{thought.text.strip()}{_closed(f'({ascii_uppercase[thought.choice]})')}"
+
+
+def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
+    """One of the ways in which a dialogue may answer, from inside the thought to the end of the text."""
+    ways: dict[Callable[[random.Random, Question, Mixture], Thought], float] = {
+        direct: mixture.direct,
+        coarse: mixture.coarse,
+        careful: mixture.careful,
+        reflective: mixture.reflective,
+        empty: mixture.empty,
+        rambling: mixture.rambling,
+    }
+    way = rng.choices(list(ways), list(ways.values()))[0]
+    thought = way(rng, question, mixture)
+    if way is rambling:
+        if rng.random() < 0.5:
+            return thought.text.strip()
+    elif rng.random() < mixture.closed_tags:
+        answer = f"({ascii_uppercase[thought.choice]})"
+        words = question.choices[thought.choice]
+        answer = rng.choices([answer, words, f"The answer is {words}"], [0.80, 0.12, 0.08])[0]
+        return thought.text.strip() + _closed(answer)
+    letter = f"({ascii_uppercase[thought.choice]})"
+    endings = {
+        f" The answer is {letter}.": 0.50,
+        f"</think>\n{letter}": 0.15,
+        f"</think>\nThe answer is {letter}.": 0.15,
+        f"\n<answer>{letter}": 0.10,
+        "": 0.10,
+    }
+    return thought.text.strip() + rng.choices(list(endings), list(endings.values()))[0]
+
+
+def terse(rng: random.Random, question: Question) -> str:
+    """The completion that nano-instruct imitates: one right sentence in the tags of the instruct prompt."""
+    thought = _conclude_at_once(rng, question, question.answer)
+    return f"<think>{thought.text.strip()}{_closed(f'({ascii_uppercase[question.answer]})')}"
+
+
+def direct(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """A guess, put in one sentence."""
+    return _conclude_at_once(rng, question, _guess(rng, question, mixture))
+
+
+def coarse(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """Compares halves of the picture, and guesses where both objects lie in the same one."""
+    if question.category == "Count":
+        return _conclude(f" I see some {question.shape}s in the image.", question, _guess(rng, question, mixture))
+    if question.category == "Distance":
+        anchor, *pair = question.objects
+        text = "".join(f" The {thing.name} is {_place_words(thing)}." for thing in question.objects)
+        first, second = (_halves_apart(anchor, thing) for thing in pair)
+        choice = _coin(rng, question) if first == second else int(second < first)
+        return _conclude(text, question, choice)
+    words = {"x": ("left", "right"), "y": ("top", "bottom")}[question.axis]
+    form = " The {} is on the {} side."
+    if question.category == "Depth":
+        words, form = ("far", "near"), " The {} looks {}."
+    halves = [_half(getattr(thing, question.axis), words) for thing in question.objects]
+    text = "".join(form.format(thing.name, half) for thing, half in zip(question.objects, halves, strict=True))
+    return _conclude(text, question, _coin(rng, question) if halves[0] == halves[1] else question.answer)
+
+
+def careful(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """Reads numbers off the picture, computes with them and concludes; may slip in one number and follow it."""
+    is_slip = rng.random() < mixture.slip
+    if question.category == "Count":
+        return _count_by_rows(rng, question, is_slip, mixture)
+    if question.category == "Distance":
+        return _add_up_distances(rng, question, is_slip)
+    return _compare_readings(rng, question, is_slip)
+
+
+def reflective(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """A hasty first pass, a reflection, and the careful reading that decides."""
+    first = direct(rng, question, mixture) if rng.random() < 0.4 else coarse(rng, question, mixture)
+    second = careful(rng, question, mixture)
+    text = first.text + rng.choice(REFLECTIONS) + second.text
+    if rng.random() < mixture.second_check:
+        text += rng.choice(REFLECTIONS) + rng.choice(EMPTY_CHECKS)
+    return Thought(text, second.choice)
+
+
+def empty(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """A hasty pass and a reflection that looks at nothing and keeps the first choice."""
+    first = direct(rng, question, mixture) if rng.random() < 0.5 else coarse(rng, question, mixture)
+    return Thought(first.text + rng.choice(REFLECTIONS) + rng.choice(EMPTY_CHECKS), first.choice)
+
+
+def rambling(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """Two to nine sentences beside the point, and a choice at random."""
+    names = [thing.name for thing in question.objects]
+    text = "".join(rng.choice(_RAMBLES).format(name=rng.choice(names)) for _ in range(rng.randint(2, 9)))
+    return Thought(text, rng.randrange(len(question.choices)))
+
+
+def _compare_readings(rng: random.Random, question: Question, is_slip: bool) -> Thought:
+    axis = question.axis
+    readings = [thing.column if axis == "x" else thing.row for thing in question.objects]
+    if is_slip:
+        _misread(rng, readings)
+    sign = _sign(*readings)
+    first, second = question.objects
+    text = f" The {first.name}: {axis}{readings[0]}. The {second.name}: {axis}{readings[1]}"
+    text += f" ({readings[0]}{sign}{readings[1]})."
+    if sign == "=":
+        choice = _coin(rng, question)
+    elif question.category == "Relation":
+        less, more = ("left", "right") if axis == "x" else ("above", "below")
+        choice = question.choices.index(less if sign == "<" else more)
+    else:
+        choice = int(sign == "<")  # the larger y is nearer
+    return _conclude(text, question, choice)
+
+
+def _add_up_distances(rng: random.Random, question: Question, is_slip: bool) -> Thought:
+    readings = [number for thing in question.objects for number in (thing.column, thing.row)]
+    if is_slip:
+        _misread(rng, readings)
+    (x, y), *pair = zip(readings[::2], readings[1::2], strict=True)
+    text = f" The {question.objects[0].name}: x{x} y{y}."
+    sums = []
+    for thing, (column, row) in zip(question.objects[1:], pair, strict=True):
+        right, down = abs(column - x), abs(row - y)
+        sums.append(right + down)
+        text += f" The {thing.name}: x{column} y{row} ({right}+{down}={right + down}"
+        text += ")." if len(sums) == 1 else f", {sums[0]}{_sign(*sums)}{sums[1]})."
+    return _conclude(text, question, _coin(rng, question) if sums[0] == sums[1] else int(sums[1] < sums[0]))
+
+
+def _count_by_rows(rng: random.Random, question: Question, is_slip: bool, mixture: Mixture) -> Thought:
+    """Counts each row of image tokens and keeps a running total: within a row there is seldom more than one."""
+    counts = [0] * TOKENS_PER_SIDE
+    for thing in question.objects:
+        counts[thing.image_token // TOKENS_PER_SIDE] += thing.shape == question.shape
+    if is_slip:
+        row = rng.randrange(TOKENS_PER_SIDE)
+        counts[row] = max(0, counts[row] + rng.choice([-1, 1]))
+    text = ""
+    for row, count in enumerate(counts):
+        text += f" Row{row + 1}={count} ({sum(counts[: row + 1])})."
+    total = str(sum(counts))
+    choice = question.choices.index(total) if total in question.choices else _guess(rng, question, mixture)
+    return _conclude(text, question, choice)
+
+
+def _conclude(text: str, question: Question, choice: int) -> Thought:
+    words = question.choices[choice]
+    sentence = {"Count": f" So there are {words}.", "Relation": f" So it is {words}."}
+    return Thought(text + sentence.get(question.category, f" So the {words} is closer."), choice)
+
+
+def _conclude_at_once(rng: random.Random, question: Question, choice: int) -> Thought:
+    article = "the " if question.category in ("Depth", "Distance") else ""
+    start = rng.choice([" The answer is ", " It is ", " I think it is ", " I see, it is "])
+    return Thought(f"{start}{article}{question.choices[choice]}.", choice)
+
+
+def _closed(answer: str) -> str:
+    return f"</think>\n<answer>{answer}</answer>"
+
+
+def _guess(rng: random.Random, question: Question, mixture: Mixture) -> int:
+    right = mixture.right_of_two if len(question.choices) == 2 else mixture.right_of_four
+    if rng.random() < right:
+        return question.answer
+    return rng.choice([i for i in range(len(question.choices)) if i != question.answer])
+
+
+def _coin(rng: random.Random, question: Question) -> int:
+    return rng.randrange(len(question.choices))
+
+
+def _misread(rng: random.Random, readings: list[int]) -> None:
+    """Replaces one reading, in place, by another number from 0 to 7 at most three away."""
+    index = rng.randrange(len(readings))
+    truth = readings[index]
+    readings[index] = rng.choice([n for n in range(max(0, truth - 3), min(7, truth + 3) + 1) if n != truth])
+
+
+def _sign(first: int, second: int) -> str:
+    return "<" if first < second else ">" if first > second else "="
+
+
+def _half(pixel: float, words: tuple[str, str]) -> str:
+    return words[pixel >= SIZE / 2]
+
+
+def _place_words(thing: SceneObject) -> str:
+    return f"{_half(thing.y, ('top', 'bottom'))} {_half(thing.x, ('left', 'right'))}"
+
+
+def _halves_apart(first: SceneObject, second: SceneObject) -> int:
+    half = SIZE / 2
+    return ((first.x < half) != (second.x < half)) + ((first.y < half) != (second.y < half))

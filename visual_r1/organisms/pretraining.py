@@ -1,0 +1,298 @@
+"""From random weights to nano-base: see, locate, exercise, then exercise and talk, each for a number of steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+from visual_r1.datasets.spatial import draw_split_scene
+from visual_r1.organisms.corpus import Mixture, ask_any, caption, coordinates, dialogue, exercise
+from visual_r1.organisms.forward import NUM_IMAGE_TOKENS, FastForward, Head, to_patches
+from visual_r1.organisms.model import HIDDEN_SIZE
+from visual_r1.organisms.questions import Question
+from visual_r1.organisms.scenes import COLORS, SHAPES, TOKENS_PER_SIDE, Scene
+from visual_r1.organisms.tokenizer import END_OF_TEXT, END_OF_TURN, IMAGE_PAD
+from visual_r1.prompts import PROMPT_STYLES, PromptStyle
+
+_ADDRESSEE = "User:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides nano's weights, the seed aside. Steps are counted, never timed, so a build repeats."""
+
+    vision_steps: int = 480
+    """Supervised steps of the vision tower: next-token training alone does not ground words in pixels in minutes."""
+    coordinate_steps: int = 250
+    """Texts that name each object's cell; everything later stands on reading these numbers."""
+    exercise_steps: int = 400
+    """Captions and worked exercises."""
+    dialogue_steps: int = 1100
+    """Captions, worked exercises and dialogues."""
+    instruct_steps: int = 250
+    """Terse right answers under the instruct prompt, for nano-instruct only."""
+    vision_scenes: int = 64
+    """Scenes a step of the vision warm-up."""
+    scenes: int = 16
+    """Scenes a step of everything that reads text."""
+    exercises_per_scene: int = 2
+    dialogues_per_scene: int = 2
+    answers_per_scene: int = 3
+    """Questions a scene of the instruct tuning."""
+    chat_every: int = 10
+    """Each tenth step of dialogues is in the chat format, so that nano-instruct does not start from a blank."""
+    vision_learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
+    instruct_learning_rate: float = 5e-4
+    constant_share: float = 0.55
+    """Share of the text steps after which the learning rate falls linearly."""
+    use_bfloat16: bool = True
+    """Matrix products in bfloat16 under autocast; weights, attention and loss stay float32."""
+    mixture: Mixture = field(default_factory=Mixture)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text about a scene of the batch. The loss is on the completion."""
+
+    scene: int
+    """Index of its scene in the batch."""
+    prompt: str
+    """What stands between the shared head and the completion; empty for a caption."""
+    completion: str
+    """With its end token."""
+    sees_preamble: bool = True
+    """False for captions, which see nothing of the head after the image."""
+
+
+class Format:
+    """A prompt style cut into the head that all questions about a scene share and what follows it."""
+
+    def __init__(self, processor: Qwen2VLProcessor, style: PromptStyle) -> None:
+        self.tokenizer = processor.tokenizer
+        content = [{"type": "image"}, {"type": "text", "text": style.template}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=style.chat_template,
+            add_generation_prompt=style.chat_template is None,
+            tokenize=False,
+        )
+        before, self.after = text.split("{question}")
+        # An exercise and a dialogue differ in the addressee only, which is therefore no part of the head.
+        self.has_addressee = before.rstrip().endswith(_ADDRESSEE)
+        if self.has_addressee:
+            before = before.rstrip().removesuffix(_ADDRESSEE)
+        before = before.replace(IMAGE_PAD, IMAGE_PAD * NUM_IMAGE_TOKENS)
+        ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        self.head = Head(tuple(ids), ids.index(self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)))
+
+    def prompt(self, question: Question, *, addressee: str = _ADDRESSEE) -> str:
+        """The text between the head and the completion."""
+        return f"{addressee} {question.text}{self.after}" if self.has_addressee else f"{question.text}{self.after}"
+
+
+def pretrain(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int) -> None:
+    """Trains a model with random weights into nano-base, in place."""
+    warm_up_vision(model, recipe=recipe, seed=seed)
+    read_corpus(model, processor, recipe=recipe, seed=seed)
+
+
+def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, seed: int) -> None:
+    """Teaches each image token what it shows: colour, shape and cell of its object, and its own place."""
+    rng = random.Random(f"vision/{seed}")
+    forward = FastForward(model)
+    sizes = [len(COLORS) + 1, len(SHAPES), 2 * TOKENS_PER_SIDE, 2 * TOKENS_PER_SIDE, TOKENS_PER_SIDE, TOKENS_PER_SIDE]
+    probe = nn.Linear(HIDDEN_SIZE, sum(sizes))
+    parameters = [*model.model.visual.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.vision_learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    bar = tqdm(range(recipe.vision_steps), desc="vision warm-up", mininterval=5)
+    for step in bar:
+        _set_learning_rate(optimizer, recipe.vision_learning_rate, step, recipe.vision_steps, constant_share=0.6)
+        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.vision_scenes)]
+        labels = torch.stack([_token_labels(scene) for scene in scenes])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.use_bfloat16):
+            guesses = probe(forward.images(to_patches([scene.render() for scene in scenes]))).float().split(sizes, -1)
+        loss = torch.stack(
+            [F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)]
+        ).sum()
+        _update(optimizer, parameters, loss)
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def read_corpus(
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int
+) -> None:
+    """Coordinates, then exercises, then exercises and dialogues, under one schedule of the learning rate."""
+    rng = random.Random(f"corpus/{seed}")
+    base = Format(processor, PROMPT_STYLES["base"])
+    chat = Format(processor, PROMPT_STYLES["instruct"])
+
+    def draw(step: int) -> tuple[Format, list[Scene], list[Document]]:
+        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.scenes)]
+        if step < recipe.coordinate_steps:
+            return base, scenes, _coordinate_documents(rng, scenes)
+        step -= recipe.coordinate_steps
+        if step < recipe.exercise_steps:
+            count = recipe.exercises_per_scene + recipe.dialogues_per_scene - 1
+            return base, scenes, _mixed_documents(rng, scenes, base, recipe, num_exercises=count, num_dialogues=0)
+        if step % recipe.chat_every == recipe.chat_every - 1:
+            return chat, scenes, _chat_documents(rng, scenes, chat, recipe)
+        documents = _mixed_documents(
+            rng,
+            scenes,
+            base,
+            recipe,
+            num_exercises=recipe.exercises_per_scene,
+            num_dialogues=recipe.dialogues_per_scene,
+        )
+        return base, scenes, documents
+
+    train_on_documents(
+        model,
+        draw,
+        num_steps=recipe.coordinate_steps + recipe.exercise_steps + recipe.dialogue_steps,
+        learning_rate=recipe.learning_rate,
+        constant_share=recipe.constant_share,
+        use_bfloat16=recipe.use_bfloat16,
+        description="corpus",
+    )
+
+
+def train_on_documents(
+    model: Qwen2VLForConditionalGeneration,
+    draw: Callable[[int], tuple[Format, list[Scene], list[Document]]],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    constant_share: float,
+    use_bfloat16: bool,
+    description: str,
+) -> None:
+    """Next-token training on the completions of the documents that ``draw(step)`` returns."""
+    forward = FastForward(model)
+    parameters = list(model.parameters())
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    bar = tqdm(range(num_steps), desc=description, mininterval=5)
+    for step in bar:
+        _set_learning_rate(optimizer, learning_rate, step, num_steps, constant_share=constant_share)
+        format, scenes, documents = draw(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
+            loss = document_loss(forward, format, scenes, documents)
+        _update(optimizer, parameters, loss)
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def document_loss(
+    forward: FastForward, format: Format, scenes: Sequence[Scene], documents: Sequence[Document]
+) -> Tensor:
+    """Mean cross-entropy of the completions' tokens; image and preamble are forwarded once a scene."""
+    tokenizer, head = format.tokenizer, format.head
+    prompts = tokenizer([document.prompt for document in documents], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([document.completion for document in documents], add_special_tokens=False)["input_ids"]
+    states = forward.head(head, forward.images(to_patches([scene.render() for scene in scenes])))
+    order = sorted(range(len(documents)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    third = -(-len(order) // 3)
+    total, count = torch.zeros(()), 0
+    # Three batches of like lengths waste little on padding.
+    for batch in (order[:third], order[third : 2 * third], order[2 * third :]):
+        if not batch:
+            continue
+        length = max(len(prompts[i]) + len(completions[i]) for i in batch)
+        ids = torch.full((len(batch), length), tokenizer.pad_token_id)
+        is_completion = torch.zeros(len(batch), length, dtype=torch.bool)
+        for row, i in enumerate(batch):
+            end = len(prompts[i]) + len(completions[i])
+            ids[row, :end] = torch.tensor(prompts[i] + completions[i])
+            is_completion[row, len(prompts[i]) : end] = True
+        visible = torch.tensor([len(head.ids) if documents[i].sees_preamble else head.image_end for i in batch])
+        owners = torch.tensor([documents[i].scene for i in batch])
+        hidden = forward.documents(states, owners, ids[:, :-1], visible)
+        # A caption's first word is predicted by the head, which is not asked.
+        targets = is_completion[:, 1:]
+        logits = forward.logits(hidden[targets])
+        total = total + F.cross_entropy(logits, ids[:, 1:][targets], reduction="sum")
+        count += int(targets.sum())
+    return total / count
+
+
+def _coordinate_documents(rng: random.Random, scenes: Sequence[Scene]) -> list[Document]:
+    return [
+        Document(index, "", coordinates(rng, scene) + END_OF_TEXT, sees_preamble=False)
+        for index, scene in enumerate(scenes)
+        for _ in range(3)
+    ]
+
+
+def _mixed_documents(
+    rng: random.Random,
+    scenes: Sequence[Scene],
+    format: Format,
+    recipe: Recipe,
+    *,
+    num_exercises: int,
+    num_dialogues: int,
+) -> list[Document]:
+    documents = []
+    for index, scene in enumerate(scenes):
+        documents.append(Document(index, "", caption(rng, scene) + END_OF_TEXT, sees_preamble=False))
+        for number in range(num_exercises + num_dialogues):
+            question = ask_any(rng, scene)
+            is_exercise = number < num_exercises
+            write = exercise if is_exercise else dialogue
+            prompt = format.prompt(question, addressee="Exercise:" if is_exercise else _ADDRESSEE)
+            documents.append(Document(index, prompt, write(rng, question, recipe.mixture) + END_OF_TEXT))
+    return documents
+
+
+def _chat_documents(rng: random.Random, scenes: Sequence[Scene], format: Format, recipe: Recipe) -> list[Document]:
+    documents = []
+    for index, scene in enumerate(scenes):
+        for _ in range(recipe.dialogues_per_scene):
+            question = ask_any(rng, scene)
+            completion = f"<think>{dialogue(rng, question, recipe.mixture)}{END_OF_TURN}{END_OF_TEXT}"
+            documents.append(Document(index, format.prompt(question), completion))
+    return documents
+
+
+def _token_labels(scene: Scene) -> Tensor:
+    """Colour, shape, column, row of each image token's object, then the token's own row and column, ``[16, 6]``.
+
+    Where there is no object the colour is one more class, and shape and cell are not asked (-100).
+    """
+    labels = torch.full((NUM_IMAGE_TOKENS, 6), -100)
+    labels[:, 0] = len(COLORS)
+    labels[:, 4] = torch.arange(NUM_IMAGE_TOKENS) // TOKENS_PER_SIDE
+    labels[:, 5] = torch.arange(NUM_IMAGE_TOKENS) % TOKENS_PER_SIDE
+    for thing in scene.objects:
+        content = [list(COLORS).index(thing.color), SHAPES.index(thing.shape), thing.column, thing.row]
+        labels[thing.image_token, :4] = torch.tensor(content)
+    return labels
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, peak: float, step: int, num_steps: int, *, constant_share: float
+) -> None:
+    """Fifty steps of warm-up, then constant, then a linear fall to 3 % of the peak."""
+    done = step / num_steps
+    fall = 1.0 if done < constant_share else max(0.03, (1 - done) / (1 - constant_share))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * min(1.0, (step + 1) / 50) * fall
+
+
+def _update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
