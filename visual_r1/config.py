@@ -1,0 +1,367 @@
+"""The types of conf/, and how a composed config becomes objects. YAML holds the values; no default stands here.
+
+Only this module and run.py know Hydra and OmegaConf.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+"""The choices; they stand beside the package, not in it."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run: one line that names the key and the fix."""
+
+
+@dataclass
+class CheckpointsConfig:
+    """Where a scale's two starting points lie."""
+
+    base: str = MISSING
+    instruct: str = MISSING
+
+
+@dataclass
+class ScaleConfig:
+    """What hardware and budget decide; lengths in tokens, sizes in examples."""
+
+    name: str = MISSING
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    dtype: str = MISSING
+    bf16: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+    num_threads: int | None = MISSING
+    max_steps: int = MISSING
+    prompts_per_step: int = MISSING
+    num_generations: int = MISSING
+    micro_batch_size: int = MISSING
+    max_completion_length: int = MISSING
+    rl_learning_rate: float = MISSING
+    sft_learning_rate: float = MISSING
+    sft_steps: int = MISSING
+    sft_examples_per_step: int = MISSING
+    train_size: int = MISSING
+    probe_size: int = MISSING
+    probe_every_steps: int = MISSING
+    benchmark_size: int = MISSING
+    rollout_batch_size: int = MISSING
+    save_every_steps: int = MISSING
+    show_every_steps: int = MISSING
+    rollouts_every_steps: int = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A starting point and how it is asked."""
+
+    name: str = MISSING
+    path: str = MISSING
+    prompt: str | None = MISSING
+    dtype: str = "${scale.dtype}"
+    trust_remote_code: bool = False
+
+
+@dataclass
+class EvalConfig:
+    """``method=eval``."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+
+
+@dataclass
+class SftConfig:
+    """``method=sft``."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    examples_per_step: int = MISSING
+    micro_batch_size: int = MISSING
+    trl: dict[str, Any] = MISSING
+
+
+@dataclass
+class GrpoConfig:
+    """``method=grpo`` and its relatives."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    prompts_per_step: int = MISSING
+    micro_batch_size: int = MISSING
+    trl: dict[str, Any] = MISSING
+
+
+@dataclass
+class ChainConfig:
+    """``method=sft_then_grpo``: stages by name."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    stages: dict[str, Any] = MISSING
+
+
+@dataclass
+class RewardTermConfig:
+    """One score and its share of the reward."""
+
+    weight: float = MISSING
+    function: Any = MISSING
+
+
+@dataclass
+class RewardConfig:
+    """A named sum; a mapping, because a list's items cannot be added or removed from the command line."""
+
+    name: str = MISSING
+    terms: dict[str, RewardTermConfig] = MISSING
+
+
+@dataclass
+class DatasetConfig:
+    """Training examples, and the fixed held-out probe."""
+
+    name: str = MISSING
+    train: Any = MISSING
+    probe: Any = MISSING
+
+
+@dataclass
+class BenchmarkConfig:
+    """What a policy is judged on, before and after."""
+
+    name: str = MISSING
+    temperature: float = MISSING
+    max_completion_length: int = MISSING
+    examples: Any = MISSING
+
+
+@dataclass
+class RolloutConfig:
+    """The engine that samples."""
+
+    name: str = MISSING
+    engine: Any = MISSING
+
+
+@dataclass
+class TrackerConfig:
+    """Where numbers go beside ``metrics.jsonl``."""
+
+    name: str = MISSING
+    wandb_mode: str | None = MISSING
+    project: str = MISSING
+
+
+@dataclass
+class FreezeConfig:
+    """The parts of the model that keep their weights."""
+
+    name: str = MISSING
+    parts: list[str] = MISSING
+
+
+@dataclass
+class AdapterConfig:
+    """LoRA or nothing."""
+
+    name: str = MISSING
+    lora: Any = MISSING
+
+
+@dataclass
+class KeywordsConfig:
+    """A list of reflection phrases, with its name: the list decides the curve."""
+
+    name: str = MISSING
+    phrases: list[str] = MISSING
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run."""
+
+    name: str | None = MISSING
+    seed: int = MISSING
+    runs_dir: str = MISSING
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = MISSING
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    keywords: KeywordsConfig = field(default_factory=KeywordsConfig)
+
+
+def register_schemas() -> None:
+    """Tells Hydra the types; call before composing."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for name, node in (
+        ("eval", EvalConfig),
+        ("sft", SftConfig),
+        ("grpo", GrpoConfig),
+        ("chain", ChainConfig),
+    ):
+        store.store(group="method", name=f"{name}_schema", node=node)
+    store.store(group="reward", name="reward_schema", node=RewardConfig)
+    store.store(group="reward/term", name="term_schema", node=RewardTermConfig)
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `python run.py OVERRIDES` runs; for tests, the command line tool and notebooks.
+
+    Raises:
+        ConfigError: an unknown key, option or value.
+    """
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            return compose("config", overrides=expand_model_path(overrides), return_hydra_config=True)
+        except Exception as error:  # Hydra's own kinds have no common base; each names the key and the choices
+            if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+                raise
+            reasons = [str(one) for one in (error, error.__cause__) if one is not None]
+            raise ConfigError(" ".join(": ".join(reasons).split())) from error
+
+
+def expand_model_path(arguments: Sequence[str]) -> list[str]:
+    """Spells out ``model=PATH`` as ``model=checkpoint model.path=PATH``.
+
+    A config group takes the names of its files only, but the natural thing to type is the folder of a finished run.
+
+    Raises:
+        ConfigError: several models of which one is a path; Hydra would need them as one sweep over a group.
+    """
+    known = {file.stem for file in (CONF / "model").glob("*.yaml")}
+    expanded: list[str] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        names = value.split(",")
+        if key != "model" or not equals or set(names) <= known:
+            expanded.append(argument)
+        elif any(name in known for name in names):
+            raise ConfigError(f"model={value}: mixes names and paths; sweep paths with model=checkpoint model.path=A,B")
+        elif all("/" not in name and not Path(name).exists() for name in names):
+            raise ConfigError(f"model={value}: neither one of {sorted(known)} nor a checkpoint's folder or hub id")
+        else:
+            expanded += ["model=checkpoint", f"model.path={value}"]
+    return expanded
+
+
+def build(node: DictConfig, **runtime: Any) -> Any:
+    """Makes what a config node names: the one call of `hydra.utils.instantiate`.
+
+    Only our own classes may be named, so that a config can never run somebody else's code.
+
+    Raises:
+        ConfigError: a class outside this package, or a misspelt or missing argument of its constructor.
+    """
+    check_targets(node)
+    try:
+        return instantiate(_without_names(OmegaConf.to_container(node, resolve=True)), _convert_="all", **runtime)
+    except Exception as error:
+        cause = error.__cause__
+        if type(error).__name__ == "InstantiationException" and isinstance(cause, ValueError | OSError):
+            raise ConfigError(str(cause)) from cause
+        raise
+
+
+def check_targets(node: Any) -> None:
+    """Refuses what could not be built, in a node and in all that it holds, without building it.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    if OmegaConf.is_list(node):
+        for item in node:
+            check_targets(item)
+    if not OmegaConf.is_dict(node):
+        return
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            check_targets(node[key])
+    if "_target_" in node:
+        _check_target(node)
+
+
+def _check_target(node: DictConfig) -> None:
+    where = node._get_full_key(None)
+    target = str(node["_target_"])
+    if not target.startswith("visual_r1."):
+        raise ConfigError(f"{where}._target_={target}: a config may only name classes of visual_r1")
+    try:
+        cls = get_class(target)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}._target_={target}: no such class: {error}") from None
+    arguments = {str(key) for key in node if key not in _NOT_ARGUMENTS}
+    try:
+        inspect.signature(cls).bind(**dict.fromkeys(arguments))
+    except TypeError as error:
+        raise ConfigError(f"{where}: {target.rpartition('.')[2]}: {error}") from None
+
+
+_NOT_ARGUMENTS = ("_target_", "name")
+"""A choice's name is for people and for the run's folder; no constructor takes it."""
+
+
+def _without_names(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_without_names(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_names(value) for key, value in node.items() if not ("_target_" in node and key == "name")}
+
+
+def run_name(cfg: DictConfig) -> str:
+    """The name of a run: the user's, or the choices that are not the default ones, model and method always.
+
+    Raises:
+        ConfigError: the name could leave the runs folder.
+    """
+    if cfg.name is not None:
+        if not cfg.name.strip() or Path(cfg.name).is_absolute() or ".." in Path(cfg.name).parts:
+            raise ConfigError(f"name={cfg.name}: expected a folder name under {cfg.runs_dir}")
+        return str(cfg.name)
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    usual = {key: value for entry in defaults if OmegaConf.is_dict(entry) for key, value in entry.items()}
+    model = cfg.model.name if cfg.model.name != "checkpoint" else "-".join(Path(cfg.model.path).parts[-3:])
+    parts = [model, cfg.method.name]
+    for group in ("scale", "reward", "dataset", "benchmark", "rollout", "freeze", "adapter", "keywords"):
+        if cfg[group].name != usual[group]:
+            parts.append(cfg[group].name)
+    return "-".join(parts)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain dictionaries: interpolations followed, named classes checked, Hydra's own node left out.
+
+    Raises:
+        ConfigError: a value is missing, an interpolation leads nowhere, or a class cannot be built (see `build`).
+    """
+    node = cfg.copy()
+    OmegaConf.set_struct(node, False)
+    node.pop("hydra", None)
+    try:
+        result = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    check_targets(node)
+    if not isinstance(result, dict):
+        raise TypeError("a config is a mapping")
+    return {str(key): value for key, value in result.items()}

@@ -1,0 +1,275 @@
+"""One run, from a composed config to a summary: check, train, evaluate before and after, write it all down."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visual_r1 import provenance
+from visual_r1.config import ConfigError, build, resolve, run_name
+from visual_r1.examples import Example
+from visual_r1.files import write_json, write_parquet
+from visual_r1.metrics.accuracy import Accuracy
+from visual_r1.metrics.format import Format
+from visual_r1.metrics.groups import Groups
+from visual_r1.metrics.length import Length
+from visual_r1.metrics.reflection import Reflection
+from visual_r1.models import Adapter, ModelSource
+from visual_r1.rewards.weighted import WeightedReward
+from visual_r1.rollout.engine import RolloutEngine, Sampling
+from visual_r1.run_folder import RunFolder
+from visual_r1.tracking import FanOut, JsonlTracker, Tracker, WandbTracker
+
+if TYPE_CHECKING:
+    from visual_r1.evaluation import Report
+    from visual_r1.methods.training import Method
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a run needs, built and checked, with no model loaded yet."""
+
+    config: Mapping[str, Any]
+    name: str
+    folder: RunFolder
+    source: ModelSource
+    freeze: tuple[str, ...]
+    adapter: Adapter | None
+    method: Method
+    rewards: tuple[WeightedReward, ...]
+    reflection: Reflection
+    engine: RolloutEngine
+    train: Sequence[Example]
+    probe: Sequence[Example]
+    benchmark: Sequence[Example]
+
+    @property
+    def seed(self) -> int:
+        """Of training order, sampling and initialisation."""
+        return int(self.config["seed"])
+
+
+def prepare(cfg: Any) -> Experiment:
+    """Builds what is cheap and checks the rest, cheapest first; writes nothing.
+
+    Raises:
+        ConfigError: the config cannot run.
+        RunFolderError: the run folder is finished, taken or unwritable.
+        CheckpointError: the starting point cannot be used.
+        ValueError: an argument of a method, a reward or a data set is out of its range.
+    """
+    config = resolve(cfg)
+    name = run_name(cfg)
+    folder = RunFolder(Path(cfg.runs_dir) / name / f"seed{cfg.seed}")
+    folder.check(config)
+    source = ModelSource(**{key: cfg.model[key] for key in ("name", "path", "prompt", "dtype", "trust_remote_code")})
+    rewards = tuple(
+        WeightedReward(name=str(term), weight=node.weight, function=build(node.function))
+        for term, node in cfg.reward.terms.items()
+    )
+    reflection = Reflection(phrases=tuple(cfg.keywords.phrases))
+    unknown = set(cfg.freeze.parts) - {"vision", "llm"}
+    if unknown:
+        raise ConfigError(f"freeze.parts={sorted(cfg.freeze.parts)}: unknown {sorted(unknown)}, expected vision or llm")
+    datasets = {
+        "dataset.train": build(cfg.dataset.train),
+        "dataset.probe": build(cfg.dataset.probe),
+        "benchmark.examples": build(cfg.benchmark.examples),
+    }
+    for key, examples in datasets.items():
+        if not len(examples):
+            raise ConfigError(f"{key}: holds no example; raise its size")
+    method = build(cfg.method)
+    method.check()
+    return Experiment(
+        config=config,
+        name=name,
+        folder=folder,
+        source=source,
+        freeze=tuple(cfg.freeze.parts),
+        adapter=None if cfg.adapter.lora is None else build(cfg.adapter.lora),
+        method=method,
+        rewards=rewards,
+        reflection=reflection,
+        engine=build(cfg.rollout.engine),
+        train=datasets["dataset.train"],
+        probe=datasets["dataset.probe"],
+        benchmark=datasets["benchmark.examples"],
+    )
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Runs a prepared experiment to its end, or on from where it was interrupted; the same command resumes it.
+
+    Returns:
+        The contents of ``summary.json``.
+    """
+    started = time.perf_counter()
+    record = provenance.record(config=experiment.config, data=_fingerprints(experiment), root=_ROOT)
+    with experiment.folder.open(experiment.config, record) as is_resumed:
+        _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
+        if is_resumed:
+            _forget_after_checkpoint(experiment.folder)
+        with _tracker(experiment) as tracker:
+            num_steps = _train(experiment, tracker)
+        before, after = _evaluate(experiment, num_steps)
+        summary = _summarise(experiment, before, after, num_steps=num_steps, started=started)
+        _write_results(experiment.folder, after, summary)
+    return summary
+
+
+def _train(experiment: Experiment, tracker: Tracker) -> int:
+    """Trains and saves the policy; a run that was interrupted after its training does not train again."""
+    from visual_r1.methods.training import TrainingContext
+    from visual_r1.models import load_policy, save_policy
+    from visual_r1.probe import Probe
+
+    folder, scale = experiment.folder, experiment.config["scale"]
+    done = folder.path / "steps"
+    if folder.model.is_dir() and done.is_file():
+        return int(done.read_text())
+    policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
+    metrics = (Accuracy(), Format(), Length(), experiment.reflection)
+    context = TrainingContext(
+        examples=experiment.train,
+        rewards=experiment.rewards,
+        metrics=(*metrics, Groups()),
+        engine=experiment.engine,
+        probe=Probe(
+            examples=experiment.probe,
+            engine=experiment.engine,
+            # As training samples: greedy answers hide what a policy does only sometimes.
+            sampling=Sampling(max_completion_length=scale["max_completion_length"], temperature=1.0),
+            metrics=metrics,
+            rewards=experiment.rewards,
+            every_steps=scale["probe_every_steps"],
+        ),
+        tracker=tracker,
+        folder=folder,
+        seed=experiment.seed,
+        save_every_steps=scale["save_every_steps"],
+        show_every_steps=scale["show_every_steps"],
+        rollouts_every_steps=scale["rollouts_every_steps"],
+        keyword_hits=experiment.reflection.find,
+    )
+    policy, num_steps = experiment.method.train(policy, context)
+    if num_steps:
+        save_policy(policy, folder.model)
+        done.write_text(str(num_steps))
+    return num_steps
+
+
+def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Report]:
+    """The starting point and the trained policy on the benchmark; no starting point where nothing was trained.
+
+    Both after training: greedy answers of a saved checkpoint are the same at any time, and the first optimizer step
+    comes sooner. Both are read from disk, so what is scored is what was saved.
+    """
+    from visual_r1.models import load_policy
+
+    before = _report(experiment, load_policy(experiment.source), "before")
+    if not num_steps:
+        return None, before
+    gc.collect()
+    trained = ModelSource(
+        name=experiment.name,
+        path=str(experiment.folder.model),
+        prompt=experiment.source.style_name,
+        dtype=experiment.source.dtype,
+        trust_remote_code=experiment.source.trust_remote_code,
+    )
+    return before, _report(experiment, load_policy(trained), "after")
+
+
+def _report(experiment: Experiment, policy: Any, when: str) -> Report:
+    from visual_r1.evaluation import evaluate
+
+    node = experiment.config["benchmark"]
+    return evaluate(
+        policy,
+        experiment.engine,
+        experiment.benchmark,
+        benchmark=node["name"],
+        sampling=Sampling(max_completion_length=node["max_completion_length"], temperature=node["temperature"]),
+        reflection=experiment.reflection,
+        description=f"benchmark {node['name']}, {when}",
+    )
+
+
+def _summarise(
+    experiment: Experiment, before: Report | None, after: Report, *, num_steps: int, started: float
+) -> dict[str, Any]:
+    from visual_r1.evaluation import summarise
+
+    return summarise(
+        None if before is None else before.summary(),
+        after.summary(),
+        name=experiment.name,
+        seed=experiment.seed,
+        steps=num_steps,
+        wall_seconds=round(time.perf_counter() - started, 1),
+        commit=provenance.commit(_ROOT),
+        keywords=experiment.config["keywords"]["name"],
+        command=shlex.join(sys.argv),
+    )
+
+
+def _write_results(folder: RunFolder, after: Report, summary: Mapping[str, Any]) -> None:
+    from visual_r1.report.figure import aha_moment_figure
+
+    write_json(folder.evaluation, after.summary())
+    write_parquet(folder.evaluation_items, after.items())
+    aha_moment_figure(folder.read_metrics(), folder.figure)
+    write_json(folder.summary, summary)  # last: from here on the run is finished
+
+
+def _tracker(experiment: Experiment) -> Tracker:
+    settings = experiment.config["tracker"]
+    trackers: list[Tracker] = [JsonlTracker(experiment.folder)]
+    if settings["wandb_mode"] is not None:
+        trackers.append(
+            WandbTracker(
+                experiment.folder,
+                config=experiment.config,
+                mode=settings["wandb_mode"],
+                project=settings["project"],
+                group=experiment.name,
+                tags=[experiment.config[group]["name"] for group in ("scale", "model", "method", "reward")],
+            )
+        )
+    return FanOut(trackers)
+
+
+def _forget_after_checkpoint(folder: RunFolder) -> None:
+    checkpoint = folder.latest_checkpoint()
+    if folder.model.is_dir():
+        return
+    folder.truncate_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
+
+
+def _fingerprints(experiment: Experiment) -> dict[str, str]:
+    named = {"train": experiment.train, "probe": experiment.probe, "benchmark": experiment.benchmark}
+    return {name: _fingerprint(examples) for name, examples in named.items()}
+
+
+def _fingerprint(examples: Any) -> str:
+    if hasattr(examples, "fingerprint"):
+        return examples.fingerprint()
+    return f"unknown: {type(examples).__name__} with {len(examples)} examples has no fingerprint()"
+
+
+def _seed_everything(seed: int, *, num_threads: int | None) -> None:
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)

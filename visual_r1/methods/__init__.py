@@ -1,0 +1,1 @@
+"""Training methods over trl's trainers. Only this package knows trl."""

@@ -1,0 +1,53 @@
+"""Methods one after another, for example an SFT cold start and then RL."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from visual_r1.methods.training import Method, TrainingContext
+from visual_r1.models import ModelSource, Policy, load_policy, save_policy
+from visual_r1.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Trains by each stage in turn; a stage starts from the checkpoint that the one before it saved.
+
+    Through the disk, because GRPO's reference policy is loaded by path: it must be the policy after SFT, not before.
+    """
+
+    stages: Mapping[str, Method]
+    """By name, in order; a stage's checkpoints and model lie under ``stages/<name>``."""
+
+    def check(self) -> None:
+        """Refuses wrong arguments of any stage before a model is loaded."""
+        if not self.stages:
+            raise ValueError("method.stages is empty")
+        for method in self.stages.values():
+            method.check()
+
+    def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
+        """Runs the stages on one axis of steps; a finished stage of an interrupted run is not run again."""
+        num_steps = 0
+        for name, method in self.stages.items():
+            folder = RunFolder(context.folder.path / "stages" / name)
+            done = folder.path / "steps"
+            if not done.is_file():
+                folder.path.mkdir(parents=True, exist_ok=True)
+                stage = replace(context, folder=folder, first_step=context.first_step + num_steps)
+                trained, steps = method.train(policy, stage)
+                save_policy(trained, folder.model)
+                done.write_text(str(steps))
+            num_steps += int(done.read_text())
+            source = ModelSource(
+                name=f"{policy.source.name}-{name}",
+                path=str(folder.model),
+                prompt=policy.style.name,
+                trust_remote_code=policy.source.trust_remote_code,
+                dtype=policy.source.dtype,
+            )
+            gc.collect()
+            policy = load_policy(source, freeze=policy.freeze, adapter=policy.adapter)
+        return policy, num_steps

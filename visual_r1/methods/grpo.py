@@ -1,0 +1,299 @@
+"""GRPO and its relatives: trl's trainer on our prompts, our rollouts and our rewards.
+
+The paper's equation is DeepSeekMath's (arXiv 2402.03300, eq. 3); which variant runs is a matter of trl's arguments, so
+a method of this family is one YAML file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from visual_r1.examples import Example, Rollout
+from visual_r1.methods.arguments import check_arguments
+from visual_r1.methods.training import (
+    RESERVED,
+    ProbeCallback,
+    TrackingCallback,
+    TrainingContext,
+    rollout_row,
+    trainer_arguments,
+    training_rows,
+)
+from visual_r1.metrics.measure import measure
+from visual_r1.models import Policy
+from visual_r1.rewards.trl_function import TrlFunction
+from visual_r1.rewards.weighted import WeightedReward
+from visual_r1.rollout.engine import Sampling, to_rollout
+from visual_r1.tracking import RolloutRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo:
+    """Trains a policy on its own rollouts, each judged against the others of its group.
+
+    Raises:
+        ValueError: the groups of a step do not divide into micro-batches, or a group is too small to compare.
+    """
+
+    prompts_per_step: int
+    """Prompts an optimizer step sees, over all processes."""
+    micro_batch_size: int
+    """Completions in one forward and backward pass of one process."""
+    trl: Mapping[str, Any]
+    """Arguments of ``trl.GRPOConfig`` under trl's names."""
+
+    def __post_init__(self) -> None:
+        group_size = self.trl["num_generations"]
+        if group_size < 2:
+            raise ValueError(
+                f"method.trl.num_generations={group_size}: a group needs at least 2 completions to compare"
+            )
+        if self.micro_batch_size < 1 or self.completions_per_step % self.micro_batch_size:
+            raise ValueError(
+                f"method.trl.num_generations={group_size}: {self.prompts_per_step} prompts x {group_size} completions "
+                f"do not divide into micro-batches of {self.micro_batch_size}; "
+                f"set method.micro_batch_size={self._nearest_micro_batch_size()}"
+            )
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions an optimizer step learns from."""
+        return self.prompts_per_step * self.trl["num_generations"]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How training rollouts are drawn."""
+        return Sampling(
+            max_completion_length=self.trl["max_completion_length"],
+            temperature=self.trl["temperature"],
+            top_k=self.trl["top_k"],
+            top_p=self.trl["top_p"],
+        )
+
+    def check(self) -> None:
+        """Refuses wrong arguments of trl before a model is loaded."""
+        check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
+        for name, only in (("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None)):
+            if self.trl.get(name, only) not in (only, 0, 0.0):
+                raise ValueError(
+                    f"method.trl.{name}: our rollout engines do not use it; use temperature, top_k or top_p"
+                )
+
+    def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
+        """Runs GRPO from the policy, or from the run's last checkpoint."""
+        trainer = RolloutGrpoTrainer(policy=policy, context=context, method=self)
+        checkpoint = context.folder.latest_checkpoint()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer.current_policy(), trainer.state.global_step
+
+    def config(self, context: TrainingContext) -> GRPOConfig:
+        """Trl's configuration of this run."""
+        return GRPOConfig(
+            **trainer_arguments(context),
+            per_device_train_batch_size=self.micro_batch_size,
+            gradient_accumulation_steps=self.completions_per_step // self.micro_batch_size,
+            reward_weights=[reward.weight for reward in context.rewards],
+            remove_unused_columns=False,
+            log_completions=False,
+            **self.trl,
+        )
+
+    def _nearest_micro_batch_size(self) -> int:
+        divisors = [size for size in range(1, self.completions_per_step + 1) if self.completions_per_step % size == 0]
+        return min(divisors, key=lambda size: abs(size - self.micro_batch_size))
+
+
+def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
+    """A reward as trl calls it: on a batch given as columns, one of which is our rollouts.
+
+    A user's function, written for trl, sees trl's columns and nothing of ours.
+    """
+    function = reward.function
+
+    def scores(*, rollout: Sequence[Rollout], example: Any, **columns: Any) -> list[float]:
+        if isinstance(function, TrlFunction):
+            return function.function(**columns)
+        return [function(one) for one in rollout]
+
+    scores.__name__ = reward.name  # trl logs rewards/<__name__>/mean: config name = chart name
+    return scores
+
+
+class RolloutGrpoTrainer(GRPOTrainer):
+    """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
+
+    Four methods of trl are extended, none is rewritten: the loss, the advantages and the sampler are trl's own.
+    """
+
+    def __init__(self, *, policy: Policy, context: TrainingContext, method: Grpo) -> None:
+        self._policy = policy
+        self._context = context
+        self._sampling = method.sampling
+        self._config = method.config(context)
+        self._examples: list[Example] = []
+        self._rollouts: list[Rollout] = []
+        self._scores: torch.Tensor | None = None
+        self._logps: torch.Tensor | None = None
+        self._generations_of_step = (-1, 0)
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental; trl is pinned
+        super().__init__(
+            model=policy.model,
+            args=self._config,
+            reward_funcs=[trl_reward(reward) for reward in context.rewards],
+            train_dataset=training_rows(context.examples, self._row),
+            processing_class=policy.processor,
+            rollout_func=self._roll_out,
+        )
+        self.remove_callback_named("PrinterCallback")
+        self.add_callback(TrackingCallback(context, description="GRPO"))
+        self.add_callback(ProbeCallback(self.current_policy(), context))
+
+    def remove_callback_named(self, name: str) -> None:
+        """Drops one of transformers' own callbacks, which would print every dictionary of numbers."""
+        for callback in [one for one in self.callback_handler.callbacks if type(one).__name__ == name]:
+            self.remove_callback(callback)
+
+    def current_policy(self) -> Policy:
+        """The policy around the weights that are being trained."""
+        return replace(self._policy, model=self.accelerator.unwrap_model(self.model))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes none: what a checkpoint is stands in the run's own record."""
+
+    def _row(self, example: Example) -> dict[str, Any]:
+        text = self._policy.style.text(example)
+        return {
+            "prompt": [{"role": "user", "content": text}],
+            "images": list(example.images),
+            "example": example,
+            "id": example.id,
+            "question": example.question,
+            "choices": example.choices,
+            "solution": example.solution,
+            "category": example.category,
+        }
+
+    def _roll_out(self, prompts: list[Any], _trainer: Any) -> dict[str, Any]:
+        """Trl's ``rollout_func``: the completions of this process's prompts, each prompt repeated for its group."""
+        started = time.perf_counter()
+        groups = _runs([example.id for example in self._examples])
+        # A group that straddles two processes is not whole here; then each row is sampled on its own.
+        whole = len(set(groups)) == 1
+        size = groups[0] if whole else 1
+        completions = [
+            completion
+            for group in self._context.engine.generate(
+                self.current_policy(),
+                [self._policy.style.messages(example) for example in self._examples[::size]],
+                num_generations=size,
+                sampling=self._sampling,
+                seed=self._generation_seed(),
+            )
+            for completion in group
+        ]
+        self._metrics["train"]["time/rollout"].append(time.perf_counter() - started)
+        return {
+            "prompt_ids": [list(completion.prompt_ids) for completion in completions],
+            "completion_ids": [list(completion.token_ids) for completion in completions],
+            "logprobs": [list(completion.logps) for completion in completions],
+        }
+
+    def _generation_seed(self) -> int:
+        """A seed that depends on the run and the step alone, so that a resumed run draws what it would have drawn."""
+        step, count = self._generations_of_step
+        count = count + 1 if step == self.state.global_step else 0
+        self._generations_of_step = (self.state.global_step, count)
+        parts = (self.args.seed, self.state.global_step, count, self.accelerator.process_index)
+        seed = 0
+        for part in parts:
+            seed = (seed * 1_000_003 + part + 1) % 2**62
+        return seed
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._examples = [row["example"] for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        rollout_seconds = self._metrics["train"]["time/rollout"][-1]
+        # What remains is scoring and, where the method asks for them, the old and the reference policy's log-probs.
+        self._metrics["train"]["time/score_and_logps"].append(time.perf_counter() - started - rollout_seconds)
+        if self.state.global_step % self._context.rollouts_every_steps == 0:
+            self._show_rollouts(output["advantages"].tolist())
+        return output
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        policy, ends = self._policy, set(self._policy.end_token_ids)
+        self._rollouts = [
+            to_rollout(policy, row["example"], ids, is_truncated=ids[-1] not in ends)
+            for row, ids in zip(inputs, completion_ids_list, strict=True)
+        ]
+        for name, value in measure(self._context.metrics, self._rollouts).items():
+            self._log_metric(name, value)
+        inputs = [{**row, "rollout": rollout} for row, rollout in zip(inputs, self._rollouts, strict=True)]
+        self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._scores
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = result[0].detach()
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        # Before the first update on these rollouts, engine and trainer hold the same weights and must agree.
+        is_first_pass = self._step % ((self._config.steps_per_generation or 1) * self.num_iterations) < (
+            self.args.gradient_accumulation_steps
+        )
+        if is_first_pass and self._logps is not None:
+            mask = inputs["completion_mask"].bool()
+            difference = (self._logps - inputs["sampling_per_token_logps"]).abs()[mask]
+            if difference.numel():
+                self._metrics["train"]["parity/logp_difference/mean"].append(difference.mean().item())
+                self._metrics["train"]["parity/logp_difference/max"].append(difference.max().item())
+        return loss
+
+    def _show_rollouts(self, advantages: list[float]) -> None:
+        if not self.accelerator.is_main_process or self._scores is None:
+            return
+        names = [reward.name for reward in self._context.rewards]
+        start = self.accelerator.process_index * len(self._rollouts)
+        scores = self._scores[start : start + len(self._rollouts)].tolist()
+        groups = _group_numbers(self._examples)
+        rows: list[RolloutRow] = [
+            {
+                **rollout_row(rollout, self._context.keyword_hits),
+                "scores": dict(zip(names, values, strict=True)),
+                "advantage": advantage,
+                "group": group,
+            }
+            for rollout, values, advantage, group in zip(self._rollouts, scores, advantages, groups, strict=True)
+        ]
+        step = self._context.first_step + self.state.global_step
+        self._context.tracker.log_rollouts(rows, step=step, name="train")
+
+
+def _runs(ids: Sequence[str]) -> list[int]:
+    """Lengths of the runs of equal neighbours."""
+    lengths: list[int] = []
+    for index, one in enumerate(ids):
+        if index and one == ids[index - 1]:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+    return lengths
+
+
+def _group_numbers(examples: Sequence[Example]) -> list[int]:
+    """The number of its group for each rollout: 0, 0, ..., 1, 1, ..."""
+    return [number for number, size in enumerate(_runs([example.id for example in examples])) for _ in range(size)]

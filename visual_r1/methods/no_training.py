@@ -1,0 +1,22 @@
+"""``method=eval``: the policy as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visual_r1.methods.training import TrainingContext
+from visual_r1.models import Policy
+
+
+@dataclass(frozen=True)
+class NoTraining:
+    """Trains nothing; the run evaluates the checkpoint that it was given."""
+
+    def check(self) -> None:
+        """Has nothing to refuse."""
+
+    def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
+        """Visits the probe once and returns the policy unchanged."""
+        values, _ = context.probe.measure(policy)
+        context.tracker.log(values, step=0)
+        return policy, 0

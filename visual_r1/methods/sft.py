@@ -1,0 +1,103 @@
+"""Supervised fine-tuning on the same prompts: the baseline that RL is measured against, done right.
+
+The paper's code trained on the question's tokens too, under another prompt than it evaluated (its ``sft.py``); here the
+loss is on the completion alone and the prompt is the one of rollout and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from visual_r1.examples import Example
+from visual_r1.methods.arguments import check_arguments
+from visual_r1.methods.training import (
+    RESERVED,
+    ProbeCallback,
+    TrackingCallback,
+    TrainingContext,
+    trainer_arguments,
+    training_rows,
+)
+from visual_r1.models import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sft:
+    """Trains a policy to answer at once: the right letter in its tags.
+
+    Raises:
+        ValueError: the examples of a step do not divide into micro-batches.
+    """
+
+    examples_per_step: int
+    """Examples an optimizer step sees, over all processes."""
+    micro_batch_size: int
+    """Examples in one forward and backward pass of one process."""
+    trl: Mapping[str, Any]
+    """Arguments of ``trl.SFTConfig`` under trl's names."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1 or self.examples_per_step % self.micro_batch_size:
+            raise ValueError(
+                f"method.micro_batch_size={self.micro_batch_size} does not divide "
+                f"method.examples_per_step={self.examples_per_step}"
+            )
+
+    def check(self) -> None:
+        """Refuses wrong arguments of trl before a model is loaded."""
+        check_arguments(SFTConfig, self.trl, reserved=RESERVED)
+
+    def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
+        """Runs SFT from the policy, or from the run's last checkpoint."""
+        trainer = CompletionSftTrainer(policy=policy, context=context, method=self)
+        checkpoint = context.folder.latest_checkpoint()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return replace(policy, model=trainer.accelerator.unwrap_model(trainer.model)), trainer.state.global_step
+
+    def config(self, context: TrainingContext) -> SFTConfig:
+        """Trl's configuration of this run."""
+        return SFTConfig(
+            **trainer_arguments(context),
+            per_device_train_batch_size=self.micro_batch_size,
+            gradient_accumulation_steps=self.examples_per_step // self.micro_batch_size,
+            remove_unused_columns=False,
+            completion_only_loss=True,
+            max_length=None,  # cutting a row could cut its image's tokens
+            **self.trl,
+        )
+
+
+class CompletionSftTrainer(SFTTrainer):
+    """trl's trainer on our prompts, probed like every other method."""
+
+    def __init__(self, *, policy: Policy, context: TrainingContext, method: Sft) -> None:
+        super().__init__(
+            model=policy.model,
+            args=method.config(context),
+            train_dataset=training_rows(context.examples, lambda example: sft_row(policy, example)),
+            processing_class=policy.processor,
+        )
+        for callback in [one for one in self.callback_handler.callbacks if type(one).__name__ == "PrinterCallback"]:
+            self.remove_callback(callback)
+        self.add_callback(TrackingCallback(context, description="SFT"))
+        self.add_callback(ProbeCallback(replace(policy, model=self.accelerator.unwrap_model(self.model)), context))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes none: what a checkpoint is stands in the run's own record."""
+
+
+def sft_row(policy: Policy, example: Example) -> dict[str, Any]:
+    """A row in trl's prompt-completion form; its images go first in the prompt, as everywhere."""
+    completion = policy.style.answer_only(example)
+    if policy.style.chat_template is not None:
+        # A role-less template ends nothing, and trl adds no end token to a conversation.
+        completion += policy.tokenizer.eos_token
+    return {
+        "prompt": [{"role": "user", "content": policy.style.text(example)}],
+        "completion": [{"role": "assistant", "content": completion}],
+        "images": list(example.images),
+    }

@@ -1,0 +1,201 @@
+"""What every training method is handed, and the columns and callbacks that they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from visual_r1.examples import Example, Rollout
+from visual_r1.metrics.measure import Metric
+from visual_r1.models import Policy
+from visual_r1.parsing import is_correct, named_letter
+from visual_r1.probe import Probe
+from visual_r1.rewards.weighted import WeightedReward
+from visual_r1.rollout.engine import RolloutEngine
+from visual_r1.run_folder import RunFolder
+from visual_r1.tracking import RolloutRow, Tracker
+
+_SHOWN = (
+    ("probe/accuracy", "accuracy", "{:.3f}"),
+    ("reward", "reward", "{:.2f}"),
+    ("loss", "loss", "{:.3f}"),
+    ("completions/mean_length", "length", "{:.1f}"),
+    ("probe/completions/mean_length", "probe length", "{:.1f}"),
+    ("reflection/any_rate", "reflection", "{:.2f}"),
+    ("probe/reflection/any_rate", "probe reflection", "{:.2f}"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """What a method trains with, apart from its own arguments."""
+
+    examples: Sequence[Example]
+    rewards: Sequence[WeightedReward]
+    metrics: Sequence[Metric]
+    engine: RolloutEngine
+    probe: Probe
+    tracker: Tracker
+    folder: RunFolder
+    seed: int
+    save_every_steps: int
+    show_every_steps: int
+    rollouts_every_steps: int
+    keyword_hits: Callable[[str], Sequence[str]]
+    first_step: int = 0
+    """The steps of the stages before this one: a chain's curves share one axis."""
+
+
+class Method(Protocol):
+    """A way to train a policy, or not to."""
+
+    def check(self) -> None:
+        """Refuses wrong arguments before a model is loaded."""
+        ...
+
+    def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
+        """The trained policy and the number of optimizer steps."""
+        ...
+
+
+def training_rows(examples: Sequence[Example], to_row: Callable[[Example], dict[str, Any]]) -> Dataset:
+    """Examples as the lazy table that trl asks for: a row is made when it is read."""
+
+    # GRPO reads a row once per completion of its group; an image should be rendered or decoded once.
+    @lru_cache(maxsize=512)
+    def example_at(index: int) -> Example:
+        return examples[index]
+
+    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        made = [to_row(example_at(index)) for index in batch["index"]]
+        return {name: [row[name] for row in made] for name in made[0]}
+
+    return Dataset.from_dict({"index": list(range(len(examples)))}).with_transform(rows)
+
+
+def trainer_arguments(context: TrainingContext) -> dict[str, Any]:
+    """What the framework sets on every trl config; `method.trl` may not."""
+    return {
+        "output_dir": str(context.folder.checkpoints),
+        "seed": context.seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": context.save_every_steps,
+        "save_total_limit": 2,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+RESERVED = frozenset(
+    {
+        "output_dir", "seed", "data_seed", "report_to", "disable_tqdm", "use_cpu", "logging_steps",
+        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "dataloader_pin_memory", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "reward_weights", "use_vllm", "log_completions", "remove_unused_columns",
+        "generation_batch_size", "steps_per_generation", "run_name",
+    }
+)  # fmt: skip
+"""The arguments of trl that the framework decides from its own settings."""
+
+
+class TrackingCallback(TrainerCallback):
+    """Hands the trainer's numbers to the tracker under trl's own names, and shows a few of them."""
+
+    def __init__(self, context: TrainingContext, *, description: str) -> None:
+        self._context = context
+        self._description = description
+        self._bar: tqdm | None = None
+        self._shown: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Opens the progress bar, at the resumed step where there is one."""
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Moves the progress bar."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Passes every number on; the totals that the trainer adds at its end are no curve."""
+        logs = kwargs["logs"]
+        if "train_runtime" in logs:
+            return
+        values = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        self._context.tracker.log(values, step=self._context.first_step + state.global_step)
+        self.show(values, state)
+
+    def show(self, values: dict[str, float], state: Any) -> None:
+        """Prints one line of numbers every `show_every_steps` steps."""
+        self._shown |= values
+        if self._bar is not None and state.global_step % self._context.show_every_steps == 0:
+            parts = [f"{label} {form.format(self._shown[key])}" for key, label, form in _SHOWN if key in self._shown]
+            self._bar.write(f"step {self._context.first_step + state.global_step:>4}  " + "  ".join(parts))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Closes the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ProbeCallback(TrainerCallback):
+    """Visits the probe before the first step and as training goes on."""
+
+    def __init__(self, policy: Policy, context: TrainingContext) -> None:
+        self._policy = policy
+        self._context = context
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Measures step 0: whatever is there before training is not an effect of training."""
+        if state.global_step == 0:
+            self._visit(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Measures every `every_steps` steps, and at the last."""
+        # Every rank samples: ZeRO-3 gathers the weights collectively, and a rank that skips this hangs the rest.
+        if self._context.probe.is_due(state.global_step, state.max_steps):
+            self._visit(state)
+
+    def _visit(self, state: Any) -> None:
+        started = time.perf_counter()
+        values, rollouts = self._context.probe.measure(self._policy)
+        values["time/probe"] = time.perf_counter() - started
+        step = self._context.first_step + state.global_step
+        if state.is_world_process_zero:
+            self._context.tracker.log(values, step=step)
+            rows = [rollout_row(rollout, self._context.keyword_hits) for rollout in rollouts]
+            self._context.tracker.log_rollouts(rows, step=step, name="probe")
+
+
+def rollout_row(rollout: Rollout, keyword_hits: Callable[[str], Sequence[str]]) -> RolloutRow:
+    """A rollout as the trackers take it."""
+    example = rollout.example
+    return {
+        "example_id": example.id,
+        "category": example.category,
+        "images": example.images,
+        "question": example.question,
+        "completion": rollout.completion,
+        "solution": example.solution,
+        "choice": named_letter(rollout),
+        "correct": is_correct(rollout),
+        "num_tokens": rollout.num_tokens,
+        "is_truncated": rollout.is_truncated,
+        "keyword_hits": list(keyword_hits(rollout.completion)),
+    }
+
+
+def with_model(policy: Policy, model: Any) -> Policy:
+    """The same policy around a model that a trainer has wrapped or unwrapped."""
+    return replace(policy, model=model)

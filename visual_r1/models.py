@@ -1,0 +1,277 @@
+"""A checkpoint becomes a policy: model, processor, prompt style; here too are freezing and adapters.
+
+Nothing downstream asks how large the model is or where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visual_r1.prompts import PROMPT_STYLES, PromptStyle
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+_OUR_FILE = "visual_r1.json"
+"""What we write beside a trained model: the prompt style it was trained on, which its weights cannot tell."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with its path and the fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a policy comes from and how it is asked.
+
+    Checked when it is built, without loading a weight, so that a wrong path fails within a second.
+
+    Raises:
+        CheckpointError: the folder is missing or incomplete, holds only pickled weights, or no prompt style is known.
+    """
+
+    name: str
+    path: str
+    """A Hugging Face folder, or a hub id ``organisation/name``."""
+    prompt: str | None = None
+    """A key of `prompts.PROMPT_STYLES`; None reads the style that our own training stored in the folder."""
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    """The parameters' type: ``float32`` or ``bfloat16``."""
+
+    def __post_init__(self) -> None:
+        if is_hub_id(self.path):
+            if self.prompt is None:
+                raise CheckpointError(f"{self.path}: say how to ask this model, for example model.prompt=instruct")
+        else:
+            _check_folder(Path(self.path))
+        if self.style_name not in PROMPT_STYLES:
+            raise CheckpointError(f"model.prompt={self.style_name}: unknown, expected one of {sorted(PROMPT_STYLES)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise CheckpointError(f"model.dtype={self.dtype}: unknown, expected float32 or bfloat16")
+
+    @property
+    def style_name(self) -> str:
+        """The prompt style's name, from the config or from the folder."""
+        if self.prompt is not None:
+            return self.prompt
+        stored = Path(self.path) / _OUR_FILE
+        if not stored.is_file():
+            raise CheckpointError(f"{self.path}: not one of our runs; say how to ask it, model.prompt=base or instruct")
+        return str(json.loads(stored.read_text())["prompt"])
+
+    @property
+    def style(self) -> PromptStyle:
+        """How this model is asked."""
+        return PROMPT_STYLES[self.style_name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Low-rank adapters on the language model's linear layers (LoRA, arXiv 2106.09685)."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: str
+    """A regular expression over module names; the vision tower's layers must not match unless they are meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What is asked, and possibly trained."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    style: PromptStyle
+    source: ModelSource
+    freeze: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion: the tokenizer's own, then whatever else the checkpoint declares.
+
+        An instruct checkpoint may stop on a token that its tokenizer does not call the end; ignoring it would count
+        everything after as completion (a bug of the paper's released code).
+        """
+        declared = self.model.generation_config.eos_token_id
+        declared = [declared] if isinstance(declared, int) else list(declared or ())
+        return tuple(dict.fromkeys([self.tokenizer.eos_token_id, *declared]))
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """The placeholders of images and videos, which must never be sampled: they would claim features of no image."""
+        config = self.model.config
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return tuple(value for name in names if isinstance(value := getattr(config, name, None), int))
+
+
+def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Adapter | None = None) -> Policy:
+    """Loads a checkpoint onto the best device, freezes what is to stay, and adds adapters.
+
+    Args:
+        source: the checkpoint and its prompt style.
+        freeze: any of ``vision`` (the tower with its merger) and ``llm`` (the language model with its head).
+        adapter: LoRA's shape; None trains the parameters themselves.
+
+    Raises:
+        CheckpointError: the files do not make a vision-language model of a known architecture.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    common: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source.path, dtype=getattr(torch, source.dtype), use_safetensors=True, **common
+        )
+        # Left, because completions start where the prompts of a batch end.
+        processor = AutoProcessor.from_pretrained(source.path, padding_side="left", **common)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{source.path}: cannot be loaded as a vision-language model: {_first_line(error)}"
+        ) from error
+    if source.style.chat_template is not None:
+        processor.chat_template = source.style.chat_template
+    elif processor.chat_template is None:
+        raise CheckpointError(
+            f"{source.path}: has no chat template, which model.prompt={source.style.name} needs; use model.prompt=base"
+        )
+    if torch.cuda.is_available():
+        model.cuda()
+    freeze = tuple(freeze)
+    freeze_modules(model, freeze)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    return Policy(
+        model=model, processor=processor, style=source.style, source=source, freeze=tuple(freeze), adapter=adapter
+    )
+
+
+def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Stops gradients to whole parts of the model.
+
+    The paper's released code assigned ``module.requires_grad_ = False``, which overwrites a method and freezes nothing.
+
+    Raises:
+        ValueError: an unknown part, or nothing would be left to train.
+    """
+    parts = {
+        "vision": [model.model.visual],
+        "llm": [model.model.language_model, model.lm_head],
+    }
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"freeze: unknown part {name!r}, expected one of {sorted(parts)}")
+        for part in parts[name]:
+            for parameter in part.parameters():
+                parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("freeze: every part is frozen, nothing is left to train")
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package."""
+    model = policy.model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    staging = folder.with_name(f".{folder.name}.partial")
+    model.save_pretrained(staging)
+    with checkpoint_chat_template(policy):
+        policy.processor.save_pretrained(staging)
+    (staging / _OUR_FILE).write_text(json.dumps({"prompt": policy.style.name}) + "\n")
+    staging.replace(folder)
+
+
+@contextmanager
+def checkpoint_chat_template(policy: Policy) -> Generator[None]:
+    """Gives the processor its checkpoint's own template back for the moment of saving.
+
+    Otherwise a base run would save the role-less template, and every later user of the folder would chat without roles.
+    """
+    from transformers import AutoProcessor
+
+    ours = policy.processor.chat_template
+    own = AutoProcessor.from_pretrained(policy.source.path, trust_remote_code=policy.source.trust_remote_code)
+    policy.processor.chat_template = own.chat_template
+    try:
+        yield
+    finally:
+        policy.processor.chat_template = ours
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path names a model on the hub rather than a folder here: one slash, and no such folder."""
+    parts = path.split("/")
+    return (
+        len(parts) == 2
+        and all(parts)
+        and parts[0] not in (".", "..", "~", "runs", "models")
+        and not Path(path).exists()
+    )
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
+    return next(model.parameters()).device
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Adapter) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"adapter.target_modules={adapter.target_modules!r}: {_first_line(error)}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such checkpoint; give a Hugging Face folder or a hub id like Qwen/Qwen2-VL-2B"
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: not a Hugging Face checkpoint, config.json is missing")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        fix = (
+            "only pickled weights, which we never load; convert them to safetensors"
+            if pickled
+            else "no *.safetensors file"
+        )
+        raise CheckpointError(f"{folder}: {fix}")
+    try:
+        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["unknown"]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder}/config.json: not valid JSON: {error}") from error
+    if not any("ConditionalGeneration" in name or "ImageTextToText" in name for name in architectures):
+        raise CheckpointError(
+            f"{folder}: architecture {architectures[0]} takes no images; expected a vision-language model"
+        )
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise CheckpointError(
+            f"{folder}: no image processor; copy the original model's processor_config.json or preprocessor_config.json"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

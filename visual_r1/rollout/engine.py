@@ -1,0 +1,136 @@
+"""What every rollout engine takes and returns. Training, the probe and evaluation all sample through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from visual_r1.examples import Example, Rollout
+
+if TYPE_CHECKING:
+    from visual_r1.models import Policy
+
+Conversation = list[dict[str, Any]]
+"""One prompt as messages, images inside, as `PromptStyle.messages` makes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    max_completion_length: int
+    """Tokens; a completion that reaches it without an end token is truncated."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens may be drawn; 0 allows all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together hold this much probability may be drawn."""
+
+    def __post_init__(self) -> None:
+        if self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length={self.max_completion_length}: expected at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: expected 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: expected 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: expected a value in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The tokens that a policy added to one prompt."""
+
+    prompt_ids: tuple[int, ...]
+    """The prompt as the engine saw it, image placeholders expanded, without padding."""
+    token_ids: tuple[int, ...]
+    """The completion, its end token included."""
+    logps: tuple[float, ...]
+    """Each token's log-probability under the policy at the sampling temperature, before top-k and top-p cut it."""
+    is_truncated: bool
+    """The length limit came before an end token."""
+
+
+class RolloutEngine(Protocol):
+    """Samples completions from a policy."""
+
+    @property
+    def batch_size(self) -> int:
+        """Completions that are sampled at once."""
+        ...
+
+    def generate(
+        self,
+        policy: Policy,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[list[Completion]]:
+        """One list of `num_generations` completions for each conversation, in order.
+
+        The same weights, conversations, sampling and seed give the same completions; no global random state is read or
+        changed, so that a probe in the middle of training does not alter the training.
+        """
+        ...
+
+
+def to_rollout(policy: Policy, example: Example, token_ids: Sequence[int], *, is_truncated: bool) -> Rollout:
+    """Reads a completion's tokens as text, end token removed."""
+    tokenizer = policy.tokenizer
+    ends = set(policy.end_token_ids)
+    body = [token for token in token_ids if token not in ends]
+    pieces = tokenizer.batch_decode([[token] for token in body], skip_special_tokens=True)
+    return Rollout(
+        example=example,
+        completion=tokenizer.decode(body, skip_special_tokens=True),
+        num_tokens=len(token_ids),
+        is_truncated=is_truncated,
+        prompt_opens_think=policy.style.opens_think,
+        num_thought_tokens=_tokens_before("</think>", pieces),
+    )
+
+
+def sample(
+    engine: RolloutEngine,
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    sampling: Sampling,
+    seed: int,
+    num_generations: int = 1,
+) -> Iterator[list[Rollout]]:
+    """The rollouts of each example; images are decoded one engine batch at a time, and each batch has its own seed."""
+    prompts_per_batch = max(1, engine.batch_size // num_generations)
+    for start in range(0, len(examples), prompts_per_batch):
+        batch = [examples[index] for index in range(start, min(start + prompts_per_batch, len(examples)))]
+        conversations = [policy.style.messages(example) for example in batch]
+        groups = engine.generate(
+            policy, conversations, num_generations=num_generations, sampling=sampling, seed=seed + start
+        )
+        for example, completions in zip(batch, groups, strict=True):
+            yield [
+                to_rollout(policy, example, completion.token_ids, is_truncated=completion.is_truncated)
+                for completion in completions
+            ]
+
+
+def _tokens_before(tag: str, pieces: Sequence[str]) -> int | None:
+    """How many tokens end before the tag begins; a token that holds the tag's first character is not counted."""
+    start = "".join(pieces).find(tag)
+    if start < 0:
+        return None
+    num_tokens, position = 0, 0
+    for piece in pieces:
+        position += len(piece)
+        if position > start:
+            break
+        num_tokens += 1
+    return num_tokens

@@ -1,0 +1,185 @@
+"""Rollouts by the policy's own forward: no second engine, no second copy of the weights.
+
+A prompt and its images are encoded once for its whole group; then the cache is repeated, and a completion that has
+ended leaves the batch. Shapes: B prompts, G completions each, P prompt tokens after padding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from visual_r1.models import Policy, device_of
+from visual_r1.rollout.engine import Completion, Conversation, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersEngine:
+    """Samples with Hugging Face transformers.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
+    """
+
+    batch_size: int
+    """Completions sampled at once; memory grows with it."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"rollout.batch_size={self.batch_size}: expected at least 1")
+
+    def generate(
+        self,
+        policy: Policy,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`."""
+        generator = torch.Generator(device_of(policy.model)).manual_seed(seed)
+        prompts_per_batch = max(1, self.batch_size // num_generations)
+        # Dropout would sample from another policy than the one whose log-probabilities are compared.
+        was_training = policy.model.training
+        policy.model.eval()
+        try:
+            return [
+                group
+                for start in range(0, len(conversations), prompts_per_batch)
+                for group in _complete(
+                    policy, conversations[start : start + prompts_per_batch], num_generations, sampling, generator
+                )
+            ]
+        finally:
+            policy.model.train(was_training)
+
+
+def encode_prompts(policy: Policy, conversations: Sequence[Conversation]) -> Any:
+    """Token ids [B, P] (left-padded), attention mask [B, P], pixel values and image grids of a batch of prompts."""
+    return policy.processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
+@torch.no_grad()
+def _complete(
+    policy: Policy,
+    conversations: Sequence[Conversation],
+    num_generations: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> list[list[Completion]]:
+    inputs = encode_prompts(policy, conversations).to(device_of(policy.model))
+    rows = _decode(policy, inputs, num_generations, sampling, generator)
+    ends = set(policy.end_token_ids)
+    groups: list[list[Completion]] = []
+    for index, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
+        prompt_ids = tuple(ids[mask.bool()].tolist())
+        groups.append(
+            [
+                Completion(
+                    prompt_ids=prompt_ids,
+                    token_ids=tuple(tokens),
+                    logps=tuple(logps),
+                    is_truncated=tokens[-1] not in ends,
+                )
+                for tokens, logps in rows[index * num_generations : (index + 1) * num_generations]
+            ]
+        )
+    return groups
+
+
+def _decode(
+    policy: Policy, inputs: Any, num_generations: int, sampling: Sampling, generator: torch.Generator
+) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities of B x G rows, a prompt's rows side by side."""
+    model = policy.model
+    positions = _prompt_positions(model, inputs)
+    outputs = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = outputs.past_key_values
+    cache.batch_repeat_interleave(num_generations)
+    logits = outputs.logits[:, -1].repeat_interleave(num_generations, dim=0)
+    mask = inputs["attention_mask"].repeat_interleave(num_generations, dim=0)
+    # The next position is one past the largest: an image's tokens share positions, so it is not the token count.
+    next_position = (positions.amax(dim=(0, 2)) + 1).repeat_interleave(num_generations)
+
+    banned = torch.tensor(policy.image_token_ids, device=logits.device)
+    ends = torch.tensor(policy.end_token_ids, device=logits.device)
+    rows: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(logits))]
+    alive = torch.arange(len(logits), device=logits.device)
+    for step in range(sampling.max_completion_length):
+        tokens, logps = draw(logits.float(), banned, sampling, generator)
+        for row, token, logp in zip(alive.tolist(), tokens.tolist(), logps.tolist(), strict=True):
+            rows[row][0].append(token)
+            rows[row][1].append(logp)
+        going_on = ~torch.isin(tokens, ends)
+        if step + 1 == sampling.max_completion_length or not bool(going_on.any()):
+            break
+        if not bool(going_on.all()):
+            kept = going_on.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        outputs = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=next_position[None, :, None].expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        next_position = next_position + 1
+        logits = outputs.logits[:, -1]
+    return rows
+
+
+def draw(
+    logits: torch.Tensor, banned: torch.Tensor, sampling: Sampling, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row, and its log-probability.
+
+    Args:
+        logits: [N, V], float32.
+        banned: token ids that are never drawn.
+        sampling: temperature, top-k and top-p, applied in this order.
+        generator: the only source of randomness.
+
+    Returns:
+        Tokens [N] and log-probabilities [N] at the sampling temperature (at 1 when it is 0), before the ban and the
+        cuts: this is what the trainer computes, so that the two can be compared token by token.
+    """
+    logps = torch.log_softmax(logits / (sampling.temperature or 1.0), dim=-1)
+    allowed = logps.index_fill(-1, banned, -torch.inf)
+    if sampling.temperature == 0:
+        tokens = allowed.argmax(dim=-1)
+    else:
+        if sampling.top_k:
+            kth = allowed.topk(min(sampling.top_k, allowed.shape[-1]), dim=-1).values[:, -1:]
+            allowed = allowed.masked_fill(allowed < kth, -torch.inf)
+        if sampling.top_p < 1:
+            ordered, order = allowed.softmax(dim=-1).sort(dim=-1, descending=True)
+            # A token stays while the probability before it is below top_p: the first one always does.
+            outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+            allowed = allowed.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+        tokens = torch.multinomial(allowed.softmax(dim=-1), 1, generator=generator)[:, 0]
+    return tokens, logps.gather(-1, tokens[:, None])[:, 0]
+
+
+def _prompt_positions(model: Any, inputs: Any) -> torch.Tensor:
+    """M-RoPE position ids [3, B, P] (time, height, width), from the model's own rule."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    positions, _ = core.model.get_rope_index(
+        inputs["input_ids"],
+        image_grid_thw=inputs.get("image_grid_thw"),
+        attention_mask=inputs["attention_mask"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+    )
+    return positions
