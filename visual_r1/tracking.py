@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NotRequired, Protocol, Self, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, Self, SupportsFloat, TypedDict
 
 from PIL.Image import Image
 
@@ -25,6 +26,7 @@ from visual_r1.run_folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 _DATA_DIR = "WANDB_DATA_DIR"
+_PATIENCE_SECONDS = 5.0
 
 
 class RolloutRow(TypedDict):
@@ -53,7 +55,7 @@ class RolloutRow(TypedDict):
 class Tracker(Protocol):
     """Takes the numbers of one run. A context manager: leaving it finishes the record."""
 
-    def log(self, values: Mapping[str, float | None], *, step: int) -> None:
+    def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         """Records values of a step; several calls for one step are one row, and None or NaN means not measured."""
 
     def log_rollouts(self, rows: Sequence[RolloutRow], *, step: int, name: str = "train") -> None:
@@ -104,7 +106,7 @@ class JsonlTracker(_Context):
         self._file = folder.metrics.open("r+b" if folder.metrics.exists() else "w+b")
         self._offset = self._file.seek(0, os.SEEK_END) - (len(jsonl_line(self._row).encode()) if rows else 0)
 
-    def log(self, values: Mapping[str, float | None], *, step: int) -> None:
+    def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         if self._row and step < self._row["step"]:
             raise ValueError(f"step {step} was logged after step {self._row['step']}")
         if not self._row or step > self._row["step"]:
@@ -194,7 +196,7 @@ class WandbTracker(_Context):
 
         self._attempt("start", start)
 
-    def log(self, values: Mapping[str, float | None], *, step: int) -> None:
+    def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         self._begin(step)
         self._row |= {key: value for key, value in finite(dict(values)).items() if value is not None}
 
@@ -208,10 +210,22 @@ class WandbTracker(_Context):
 
     def finish(self) -> None:
         self._write_row()
-        self._attempt("finish", lambda: self._run.finish())
+
+        def end() -> None:
+            self._run.finish()
+            self._await_file()
+
+        self._attempt("finish", end)
         self._run = None
         if not self._keeps_data_dir:
             os.environ.pop(_DATA_DIR, None)
+
+    def _await_file(self) -> None:
+        # wandb 0.31 comes back from finish() before its own process has written the file, so a reader would find half.
+        file = Path(self._run.settings.sync_file)
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < patience and not (file.exists() and read_offline_wandb(file).is_complete):
+            time.sleep(0.02)
 
     def _begin(self, step: int) -> None:
         if step != self._step:
@@ -242,7 +256,7 @@ class FanOut(_Context):
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = tuple(trackers)
 
-    def log(self, values: Mapping[str, float | None], *, step: int) -> None:
+    def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         for tracker in self._trackers:
             tracker.log(values, step=step)
 
@@ -311,6 +325,8 @@ class WandbRecord:
     """One mapping a logged row, wandb's own columns (``_step``, ``_timestamp``, ``_runtime``) included."""
     summary: dict[str, Any] = field(default_factory=dict)
     """The last value of each curve."""
+    is_complete: bool = False
+    """The run was finished; a killed one was not."""
 
 
 def read_offline_wandb(path: Path) -> WandbRecord:
@@ -328,6 +344,7 @@ def read_offline_wandb(path: Path) -> WandbRecord:
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
+    is_complete = False
     for data in _log_records(path):
         message = wandb_internal_pb2.Record()  # ty: ignore[missing-attribute]
         try:
@@ -350,7 +367,9 @@ def read_offline_wandb(path: Path) -> WandbRecord:
                 history.append(_values(message.history.item))
             case "summary":
                 summary |= _values(message.summary.update)
-    return WandbRecord(**record, config=config, history=tuple(history), summary=summary)
+            case "exit":
+                is_complete = True
+    return WandbRecord(**record, config=config, history=tuple(history), summary=summary, is_complete=is_complete)
 
 
 def _values(items: Iterable[Any]) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""The table that a run ends with: accuracy never alone, and nothing invented where nothing was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from visual_r1.files import write_json, write_text
+from visual_r1.report.table import print_run, run_table, table_of_run
+from visual_r1.run_folder import RunFolder, RunFolderError
+
+
+def measured(accuracy):
+    interval = [accuracy - 0.05, accuracy + 0.05]
+    return {"num_items": 100, "accuracy": accuracy, "accuracy_interval": interval, "chance": 0.25, "majority": 0.3}
+
+
+def summary(*, steps=60, moments=("before", "after")):
+    values = {"name": "base-grpo", "seed": 0, "steps": steps, "wall_seconds": 252.4, "commit": "0123456789abcdef"}
+    values |= {"benchmark": "spatial", "num_items": 400, "chance": 0.3125, "majority": 0.35}
+    for moment, accuracy in (("before", 0.525), ("after", 0.88)):
+        if moment in moments:
+            values |= {
+                f"accuracy_{moment}": accuracy,
+                f"accuracy_{moment}_interval": [accuracy - 0.04, accuracy + 0.03],
+                f"parse_rate_{moment}": 0.97,
+                f"truncated_rate_{moment}": 0.005,
+                f"length_{moment}": 24.04,
+                f"reflection_{moment}": 0.0,
+            }
+    categories = {"Count": 0.4, "Depth": 0.6}
+    values["by_category"] = {
+        name: {moment: measured(value) for moment in moments} for name, value in categories.items()
+    }
+    return values
+
+
+def cells(text, label):
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(label)]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_accuracy_stands_beside_its_items_its_interval_and_its_baselines(tmp_path):
+    text = run_table(summary(), figure=tmp_path / "figure.png")
+    before_and_after = ["52.5 % [48.5, 55.5]", "88.0 % [84.0, 91.0]"]
+    assert cells(text, "accuracy") == ["accuracy (400 items)", *before_and_after, "31.2 %", "35.0 %"]
+    assert cells(text, "Count")[1:] == ["40.0 % [35.0, 45.0]"] * 2 + ["25.0 %", "30.0 %"]
+    assert cells(text, "response length")[1:] == ["24.0", "24.0"]
+    assert cells(text, "cut at the limit")[1:] == ["0.5 %", "0.5 %"]
+    assert "base-grpo: seed 0, 60 steps, 4 min 12 s, commit 0123456789" in text
+    assert text.endswith(f"figure: {tmp_path / 'figure.png'}")
+
+
+def test_a_run_without_training_has_one_column():
+    text = run_table(summary(steps=0, moments=("after",)))
+    assert "before" not in text and "after" not in text
+    assert cells(text, "accuracy")[1:] == ["88.0 % [84.0, 91.0]", "31.2 %", "35.0 %"]
+
+
+def test_what_is_missing_is_a_dash_and_not_a_number():
+    text = run_table({"steps": 1})
+    assert cells(text, "accuracy")[1:] == ["-"] * 4
+    assert cells(text, "response length")[1:] == ["-", "-"]
+
+
+def test_it_fits_a_terminal():
+    assert max(map(len, run_table(summary()).splitlines())) <= 100
+
+
+def test_the_table_of_a_run_needs_a_finished_run(tmp_path, capsys):
+    folder = RunFolder(tmp_path / "base-grpo" / "seed0")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        table_of_run(folder)
+    write_text(folder.config, "seed: 0\n")
+    with pytest.raises(RunFolderError, match="not finished"):
+        table_of_run(folder)
+    write_json(folder.summary, summary())
+    print_run(summary())
+    assert capsys.readouterr().out.strip() == table_of_run(folder)

@@ -1,0 +1,114 @@
+"""The visual-r1 command: quick to answer, and a mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from PIL import Image
+
+from visual_r1.cli import main
+from visual_r1.files import write_json, write_jsonl, write_text
+
+COMMANDS = (
+    ["--help"],
+    ["organism", "--help"],
+    ["organism", "build", "--help"],
+    ["data", "show", "--help"],
+    ["figure", "--help"],
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_help_is_there(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0 and "usage: visual-r1" in capsys.readouterr().out
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "visual_r1.cli", "--help"], check=True, capture_output=True)
+    # A tenth of a second alone; importing torch would take two on a free machine and more on a busy one.
+    assert time.perf_counter() - started < 1.5
+
+
+def test_data_show_writes_a_sheet(tmp_path, capsys):
+    sheet = tmp_path / "new" / "sheet.png"
+    assert main(["data", "show", "dataset=spatial", "-n", "3", "-o", str(sheet)]) == 0
+    assert Image.open(sheet).size[0] > 600
+    assert "3 of " in capsys.readouterr().out
+
+
+def test_data_show_takes_the_settings_that_a_run_takes(tmp_path, capsys):
+    arguments = ["data", "show", "dataset.probe.size=2", "--split", "probe", "-o", str(tmp_path / "sheet.png")]
+    assert main(arguments) == 0
+    assert "2 of 2 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "show", "dataset=spatal"], "spatal"),
+        (["data", "show", "dataset.train.sise=3"], "sise"),
+        (["data", "show", "-o", "sheet.txt"], "sheet.txt"),
+        (["figure", "runs/no/such/run"], "runs/no/such/run is not a run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.err.startswith("visual-r1: ")
+    assert not captured.out and not list(tmp_path.iterdir())
+
+
+def test_a_number_of_examples_below_one_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "show", "-n", "0"])
+    assert stop.value.code == 2 and "positive" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", types.SimpleNamespace(build=fail))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["organism", "build", "--out", "anywhere"])
+
+
+def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
+    calls = []
+    build = lambda out, *, seed, num_threads: calls.append((out, seed, num_threads))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", types.SimpleNamespace(build=build))
+    assert main(["organism", "build", "--out", str(tmp_path), "--seed", "3", "--threads", "1"]) == 0
+    assert calls == [(tmp_path, 3, 1)]
+
+
+class TestFigure:
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = tmp_path / "base-grpo" / "seed0"
+        write_text(run / "config.yaml", "seed: 0\n")
+        return run
+
+    def test_a_run_that_measured_nothing_says_so(self, run, capsys):
+        assert main(["figure", str(run)]) == 2
+        assert "nothing to draw" in capsys.readouterr().err
+
+    def test_an_unfinished_run_shows_its_curves_so_far(self, run, capsys):
+        write_jsonl(run / "metrics.jsonl", [{"step": 0, "probe/accuracy": 0.5}])
+        assert main(["figure", str(run)]) == 0
+        assert "not finished" in capsys.readouterr().out and (run / "figure.png").exists()
+
+    def test_a_finished_run_prints_its_table(self, run, capsys):
+        write_jsonl(run / "metrics.jsonl", [{"step": 0, "probe/accuracy": 0.5}])
+        write_json(run / "summary.json", {"name": "base-grpo", "steps": 1, "accuracy_after": 0.75})
+        assert main(["figure", str(run)]) == 0
+        printed = capsys.readouterr().out
+        assert "75.0 %" in printed and str(run / "figure.png") in printed

@@ -1,0 +1,101 @@
+"""``visual-r1``: everything that is not a run. Each command imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. A user's mistake is one line on stderr and exit code 2, not a traceback."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    # What our own checks and the file system raise; a fault of the program keeps its traceback.
+    except (ValueError, OSError) as error:
+        print(f"visual-r1: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visual-r1",
+        description="R1-Zero-style reinforcement learning of vision-language models. To train: run.py.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    organism = commands.add_parser("organism", help="the small model that ships with the project").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    build = organism.add_parser("build", help="make nano-base and nano-instruct from nothing; takes about 25 minutes")
+    build.add_argument("--out", type=Path, required=True, help="folder for the two checkpoints")
+    build.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
+    build.add_argument("--threads", type=_positive, default=2, help="CPU threads (default: %(default)s)")
+    build.set_defaults(command=_organism_build)
+
+    data = commands.add_parser("data", help="look at a data set").add_subparsers(
+        title="commands", required=True, metavar="COMMAND"
+    )
+    show = data.add_parser("show", help="write examples as a picture")
+    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=spatial")
+    show.add_argument("-n", "--num", type=_positive, default=16, help="how many examples (default: %(default)s)")
+    show.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), help="the picture (default: %(default)s)")
+    show.add_argument("--split", choices=("train", "probe"), default="train", help="default: %(default)s")
+    show.set_defaults(command=_data_show)
+
+    figure = commands.add_parser("figure", help="draw a run's curves again, and print its table")
+    figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
+    figure.set_defaults(command=_figure)
+    return parser
+
+
+def _organism_build(options: argparse.Namespace) -> None:
+    from visual_r1.organisms.build import build
+
+    build(options.out, seed=options.seed, num_threads=options.threads)
+
+
+def _data_show(options: argparse.Namespace) -> None:
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"-o {options.out}: expected a name that ends in .png, .jpg or .webp")
+    from visual_r1.config import build, compose_config
+    from visual_r1.report.sheet import contact_sheet
+
+    examples = build(compose_config(options.overrides).dataset[options.split])
+    shown = list(islice(examples, options.num))
+    contact_sheet(shown, options.out)
+    print(f"{options.out}: {len(shown)} of {len(examples)} examples")
+
+
+def _figure(options: argparse.Namespace) -> None:
+    from visual_r1.report.figure import figure_of_run
+    from visual_r1.report.table import table_of_run
+    from visual_r1.run_folder import RunFolder
+
+    folder = RunFolder(options.run)
+    folder.read_config()
+    figure = figure_of_run(folder)
+    if folder.is_finished:
+        print(table_of_run(folder))
+    elif figure is not None:
+        print(f"{folder.path} is not finished; its curves so far: {figure}")
+    else:
+        raise ValueError(f"{folder.path} has measured nothing yet, so there is nothing to draw")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
