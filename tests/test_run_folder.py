@@ -112,6 +112,7 @@ def test_two_processes_cannot_write_one_run(folder):
         pass
     with folder.open(CONFIG, {}) as is_resumed:
         assert is_resumed
+    assert not list(folder.path.glob(".*"))
 
 
 def test_a_killed_process_holds_no_lock(folder):

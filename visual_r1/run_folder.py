@@ -136,10 +136,11 @@ class RunFolder:
             RunFolderError: as `check`, or another process is writing to this run.
         """
         self.check(config)
-        is_resumed = self.is_begun
         made = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path):
+            self.check(config)  # again: another process may have ended since
+            is_resumed = self.is_begun
             try:
                 self._write_record(config, provenance, is_resumed=is_resumed)
                 yield is_resumed
@@ -211,16 +212,22 @@ class RunFolder:
 @contextmanager
 def _lock(folder: Path) -> Generator[None]:
     # The kernel drops the lock with the process, however it dies, so a killed run blocks nobody.
-    descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+    path = folder / _LOCK
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have removed the file between the two lines, and a lock on a removed file keeps nobody out.
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise BlockingIOError
     except BlockingIOError:
+        os.close(descriptor)
         raise RunFolderError(
             f"{folder} is being written by another process: wait for it, or choose another name=... or seed=..."
         ) from None
-    else:
+    try:
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
