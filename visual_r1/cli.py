@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--split", choices=("train", "probe"), default="train", help="default: %(default)s")
     show.set_defaults(command=_data_show)
 
+    smoke = commands.add_parser("smoke", help="a first look at a new dataset, model or method: prompts and answers")
+    smoke.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=spatial")
+    smoke.set_defaults(command=_smoke)
+
     figure = commands.add_parser("figure", help="draw a run's curves again, and print its table")
     figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
     figure.set_defaults(command=_figure)
@@ -72,6 +76,12 @@ def _data_show(options: argparse.Namespace) -> None:
     shown = list(islice(examples, options.num))
     contact_sheet(shown, options.out)
     print(f"{options.out}: {len(shown)} of {len(examples)} examples")
+
+
+def _smoke(options: argparse.Namespace) -> None:
+    from visual_r1.smoke import smoke
+
+    smoke(options.overrides)
 
 
 def _figure(options: argparse.Namespace) -> None:

@@ -206,6 +206,7 @@ class RunConfig:
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     keywords: KeywordsConfig = field(default_factory=KeywordsConfig)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def register_schemas() -> None:

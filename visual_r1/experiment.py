@@ -15,10 +15,7 @@ from visual_r1 import provenance
 from visual_r1.config import ConfigError, build, resolve, run_name
 from visual_r1.examples import Example
 from visual_r1.files import write_json, write_parquet
-from visual_r1.metrics.accuracy import Accuracy
-from visual_r1.metrics.format import Format
-from visual_r1.metrics.groups import Groups
-from visual_r1.metrics.length import Length
+from visual_r1.metrics.measure import Metric
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import Adapter, ModelSource
 from visual_r1.rewards.weighted import WeightedReward
@@ -45,6 +42,7 @@ class Experiment:
     adapter: Adapter | None
     method: Method
     rewards: tuple[WeightedReward, ...]
+    metrics: tuple[Metric, ...]
     reflection: Reflection
     engine: RolloutEngine
     train: Sequence[Example]
@@ -98,6 +96,7 @@ def prepare(cfg: Any) -> Experiment:
         adapter=None if cfg.adapter.lora is None else build(cfg.adapter.lora),
         method=method,
         rewards=rewards,
+        metrics=tuple(build(node) for node in cfg.metrics.values()),
         reflection=reflection,
         engine=build(cfg.rollout.engine),
         train=datasets["dataset.train"],
@@ -137,18 +136,17 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
     if folder.model.is_dir() and done.is_file():
         return int(done.read_text())
     policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
-    metrics = (Accuracy(), Format(), Length(), experiment.reflection)
     context = TrainingContext(
         examples=experiment.train,
         rewards=experiment.rewards,
-        metrics=(*metrics, Groups()),
+        metrics=experiment.metrics,
         engine=experiment.engine,
         probe=Probe(
             examples=experiment.probe,
             engine=experiment.engine,
             # As training samples: greedy answers hide what a policy does only sometimes.
             sampling=Sampling(max_completion_length=scale["max_completion_length"], temperature=1.0),
-            metrics=metrics,
+            metrics=experiment.metrics,
             rewards=experiment.rewards,
             every_steps=scale["probe_every_steps"],
         ),

@@ -185,8 +185,8 @@ def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
 def save_policy(policy: Policy, folder: Path) -> None:
     """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package."""
     model = policy.model
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    if policy.adapter is not None:
+        model = model.merge_and_unload()  # ty: ignore[not-callable]  # peft's wrapper, not transformers' class
     staging = folder.with_name(f".{folder.name}.partial")
     model.save_pretrained(staging)
     with checkpoint_chat_template(policy):

@@ -145,6 +145,8 @@ class RolloutGrpoTrainer(GRPOTrainer):
         self._scores: torch.Tensor | None = None
         self._logps: torch.Tensor | None = None
         self._generations_of_step = (-1, 0)
+        self._making_seconds = 0.0
+        self._update_seconds = 0.0
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental; trl is pinned
         super().__init__(
             model=policy.model,
@@ -219,13 +221,24 @@ class RolloutGrpoTrainer(GRPOTrainer):
             seed = (seed * 1_000_003 + part + 1) % 2**62
         return seed
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; what is not rollout, scoring or log-probs is the update."""
+        started, before = time.perf_counter(), self._making_seconds
+        loss = super().training_step(*args, **kwargs)
+        self._update_seconds += time.perf_counter() - started - (self._making_seconds - before)
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["time/update"].append(self._update_seconds)
+            self._update_seconds = 0.0
+        return loss
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()
         self._examples = [row["example"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
-        rollout_seconds = self._metrics["train"]["time/rollout"][-1]
-        # What remains is scoring and, where the method asks for them, the old and the reference policy's log-probs.
-        self._metrics["train"]["time/score_and_logps"].append(time.perf_counter() - started - rollout_seconds)
+        seconds = time.perf_counter() - started
+        self._making_seconds += seconds
+        # What is not rollout is scoring and, where the method needs them, the old and the reference policy's log-probs.
+        self._metrics["train"]["time/score_and_logps"].append(seconds - self._metrics["train"]["time/rollout"][-1])
         if self.state.global_step % self._context.rollouts_every_steps == 0:
             self._show_rollouts(output["advantages"].tolist())
         return output

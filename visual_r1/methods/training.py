@@ -99,13 +99,14 @@ def trainer_arguments(context: TrainingContext) -> dict[str, Any]:
 
 
 RESERVED = frozenset(
-    {
-        "output_dir", "seed", "data_seed", "report_to", "disable_tqdm", "use_cpu", "logging_steps",
-        "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "dataloader_pin_memory", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "reward_weights", "use_vllm", "log_completions", "remove_unused_columns",
-        "generation_batch_size", "steps_per_generation", "run_name",
-    }
-)  # fmt: skip
+    (
+        *("output_dir", "seed", "data_seed", "run_name", "report_to", "disable_tqdm", "use_cpu"),
+        *("logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
+        *("dataloader_pin_memory", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("reward_weights", "use_vllm", "log_completions", "remove_unused_columns", "generation_batch_size"),
+        *("steps_per_generation", "completion_only_loss", "max_length"),
+    )
+)
 """The arguments of trl that the framework decides from its own settings."""
 
 

@@ -1,0 +1,65 @@
+"""A first look at a new dataset, model or method, before anything is trained: ``visual-r1 smoke dataset=x``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from visual_r1.config import compose_config
+from visual_r1.examples import Example, Rollout
+from visual_r1.experiment import prepare
+from visual_r1.parsing import is_correct
+from visual_r1.prompts import PromptStyle
+
+NUM_PROMPTS = 5
+
+
+def smoke(overrides: Sequence[str], *, show: Callable[[str], object] = print) -> None:
+    """Checks the config, shows five prompts with what the policy answers, and scores every example's own solution.
+
+    Args:
+        overrides: as on the command line of ``run.py``.
+        show: takes each line.
+
+    Raises:
+        ValueError: the config cannot run, or an example's own solution does not score 1.
+    """
+    from visual_r1.models import load_policy
+    from visual_r1.rollout.engine import Sampling, sample
+
+    experiment = prepare(compose_config([*overrides, "name=smoke"]))
+    style = experiment.source.style
+    for examples in (experiment.train, experiment.probe, experiment.benchmark):
+        for index in range(min(len(examples), 1000)):
+            check_solution(style, examples[index])
+    policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
+    examples = [experiment.train[index] for index in range(min(NUM_PROMPTS, len(experiment.train)))]
+    limit = experiment.config["scale"]["max_completion_length"]
+    sampling = Sampling(max_completion_length=limit, temperature=0.0)
+    for (rollout,) in sample(experiment.engine, policy, examples, sampling=sampling, seed=0):
+        show(f"--- {rollout.example.id}, solution {rollout.example.solution}")
+        show(style.text(rollout.example))
+        show(f">>> {rollout.completion}")
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    trained = sum(parameter.numel() for parameter in parameters)
+    total = sum(parameter.numel() for parameter in policy.model.parameters())
+    show(f"{experiment.source.path}: {total:,} parameters, {trained:,} of them trained")
+    show("every solution scores 1")
+
+
+def check_solution(style: PromptStyle, example: Example) -> None:
+    """Refuses an example whose own solution, written as SFT would teach it, is not right.
+
+    Raises:
+        ValueError: with the example's id.
+    """
+    rollout = Rollout(
+        example=example,
+        completion=style.answer_only(example),
+        num_tokens=1,
+        is_truncated=False,
+        prompt_opens_think=style.opens_think,
+    )
+    by_words = style.answer_only(example).replace(f"({example.solution})", example.solution_text)
+    for completion in (rollout.completion, by_words):
+        if not is_correct(Rollout(**{**vars(rollout), "completion": completion})):
+            raise ValueError(f"{example.id}: its own solution {completion!r} does not score 1; look at its choices")
