@@ -38,28 +38,14 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 test: setup ## Pass the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
 
-# What to look at: make smoke DATASET=mine METHOD=sft REWARD=hard
-MODEL ?= base
-METHOD ?= grpo
-REWARD ?= accuracy_format
-DATASET ?= spatial
-
-smoke: setup ## Run two training steps of MODEL, METHOD, REWARD and DATASET, and keep nothing
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(OFFLINE) $(RUN) run.py runs_dir="$$folder" name=smoke \
-		model=$(MODEL) method=$(METHOD) reward=$(REWARD) dataset=$(DATASET) tracker=none \
-		scale.max_steps=2 scale.sft_steps=2 scale.probe_every_steps=1 scale.save_every_steps=1 \
-		scale.prompts_per_step=2 scale.num_generations=4 scale.micro_batch_size=8 scale.sft_examples_per_step=4 \
-		scale.max_completion_length=48 scale.train_size=64 scale.probe_size=8 scale.benchmark_size=8
+smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored
+	$(OFFLINE) $(RUN) -m visual_r1.cli smoke \
+		$(if $(DATASET),dataset=$(DATASET)) $(if $(MODEL),model=$(MODEL)) $(if $(METHOD),method=$(METHOD))
 
 lint: setup ## Check style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ty check --no-progress
-
-# make smoke DATASET=x MODEL=y METHOD=z, each optional
-smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored
-	$(OFFLINE) $(VENV)/bin/visual-r1 smoke $(if $(DATASET),dataset=$(DATASET)) $(if $(MODEL),model=$(MODEL)) \
-		$(if $(METHOD),method=$(METHOD))
 
 clean: ## Delete .venv and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

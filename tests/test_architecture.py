@@ -30,7 +30,7 @@ LAYERS = (
     {"models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
     {"config"},
-    {"experiment", "cli"},
+    {"experiment", "smoke", "cli"},
 )
 
 # The one place that may know each library, so that replacing it is one change.

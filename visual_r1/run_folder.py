@@ -216,7 +216,7 @@ def _lock(folder: Path) -> Generator[None]:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Another process may have removed the file between the two lines, and a lock on a removed file keeps nobody out.
+        # Another process may have removed the file meanwhile, and a lock on a removed file keeps nobody out.
         if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise BlockingIOError
     except BlockingIOError:
