@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from visual_r1.examples import Example
 from visual_r1.files import write_json, write_parquet
 from visual_r1.metrics.measure import Metric
 from visual_r1.metrics.reflection import Reflection
-from visual_r1.models import Adapter, ModelSource
+from visual_r1.models import Adapter, ModelSource, saved_steps
 from visual_r1.rewards.weighted import WeightedReward
 from visual_r1.rollout.engine import RolloutEngine, Sampling
 from visual_r1.run_folder import RunFolder
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
     from visual_r1.evaluation import Report
     from visual_r1.methods.training import Method
 
+_NUM_CHECKED = 32
+"""Examples of each data set that are read before a model is loaded."""
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,6 +36,7 @@ class Experiment:
     """Everything that a run needs, built and checked, with no model loaded yet."""
 
     config: Mapping[str, Any]
+    command: str
     name: str
     folder: RunFolder
     source: ModelSource
@@ -55,8 +57,12 @@ class Experiment:
         return int(self.config["seed"])
 
 
-def prepare(cfg: Any) -> Experiment:
+def prepare(cfg: Any, *, command: str = "") -> Experiment:
     """Builds what is cheap and checks the rest, cheapest first; writes nothing.
+
+    Args:
+        cfg: a composed config.
+        command: what makes this run again, for its record.
 
     Raises:
         ConfigError: the config cannot run.
@@ -85,10 +91,13 @@ def prepare(cfg: Any) -> Experiment:
     for key, examples in datasets.items():
         if not len(examples):
             raise ConfigError(f"{key}: holds no example; raise its size")
+        for index in range(min(len(examples), _NUM_CHECKED)):
+            examples[index]  # a row that makes no example says so here, not in the middle of the training
     method = build(cfg.method)
     method.check()
     return Experiment(
         config=config,
+        command=command,
         name=name,
         folder=folder,
         source=source,
@@ -119,8 +128,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
             _forget_after_checkpoint(experiment.folder)
         with _tracker(experiment) as tracker:
             num_steps = _train(experiment, tracker)
-        before, after = _evaluate(experiment, num_steps)
-        summary = _summarise(experiment, before, after, num_steps=num_steps, started=started)
+            before, after = _evaluate(experiment, num_steps)
+            summary = _summarise(experiment, before, after, num_steps=num_steps, started=started)
+            numbers = {key: value for key, value in summary.items() if key.endswith(("_before", "_after"))}
+            tracker.log({f"benchmark/{key}": value for key, value in numbers.items()}, step=num_steps)
         _write_results(experiment.folder, after, summary)
     return summary
 
@@ -132,9 +143,8 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
     from visual_r1.probe import Probe
 
     folder, scale = experiment.folder, experiment.config["scale"]
-    done = folder.path / "steps"
-    if folder.model.is_dir() and done.is_file():
-        return int(done.read_text())
+    if (num_steps := saved_steps(folder.model)) is not None:
+        return num_steps
     policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
     context = TrainingContext(
         examples=experiment.train,
@@ -160,8 +170,7 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
     )
     policy, num_steps = experiment.method.train(policy, context)
     if num_steps:
-        save_policy(policy, folder.model)
-        done.write_text(str(num_steps))
+        save_policy(policy, folder.model, num_steps=num_steps)
     return num_steps
 
 
@@ -216,7 +225,7 @@ def _summarise(
         wall_seconds=round(time.perf_counter() - started, 1),
         commit=provenance.commit(_ROOT),
         keywords=experiment.config["keywords"]["name"],
-        command=shlex.join(sys.argv),
+        command=experiment.command,
     )
 
 
@@ -248,7 +257,7 @@ def _tracker(experiment: Experiment) -> Tracker:
 
 def _forget_after_checkpoint(folder: RunFolder) -> None:
     checkpoint = folder.latest_checkpoint()
-    if folder.model.is_dir():
+    if saved_steps(folder.model) is not None:
         return
     folder.truncate_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
 

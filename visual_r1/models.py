@@ -6,12 +6,14 @@ Nothing downstream asks how large the model is or where it came from.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visual_r1.files import read_json, write_json
 from visual_r1.prompts import PROMPT_STYLES, PromptStyle
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 _OUR_FILE = "visual_r1.json"
-"""What we write beside a trained model: the prompt style it was trained on, which its weights cannot tell."""
+"""What we write beside a trained model: the prompt style and the steps it was trained on, which weights cannot tell."""
 
 
 class CheckpointError(ValueError):
@@ -64,7 +66,10 @@ class ModelSource:
         stored = Path(self.path) / _OUR_FILE
         if not stored.is_file():
             raise CheckpointError(f"{self.path}: not one of our runs; say how to ask it, model.prompt=base or instruct")
-        return str(json.loads(stored.read_text())["prompt"])
+        try:
+            return str(json.loads(stored.read_text())["prompt"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f'{stored}: damaged, expected {{"prompt": "base"}} or "instruct"') from error
 
     @property
     def style(self) -> PromptStyle:
@@ -130,6 +135,7 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
         CheckpointError: the files do not make a vision-language model of a known architecture.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     common: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
@@ -139,7 +145,7 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
         )
         # Left, because completions start where the prompts of a batch end.
         processor = AutoProcessor.from_pretrained(source.path, padding_side="left", **common)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{source.path}: cannot be loaded as a vision-language model: {_first_line(error)}"
         ) from error
@@ -152,11 +158,10 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
     if torch.cuda.is_available():
         model.cuda()
     freeze = tuple(freeze)
-    freeze_modules(model, freeze)
-    if adapter is not None:
-        model = _with_adapter(model, adapter)
+    trained = model if adapter is None else _with_adapter(model, adapter)
+    freeze_modules(model, freeze)  # after the adapters: those inside a frozen part stay as they are too
     return Policy(
-        model=model, processor=processor, style=source.style, source=source, freeze=tuple(freeze), adapter=adapter
+        model=trained, processor=processor, style=source.style, source=source, freeze=freeze, adapter=adapter
     )
 
 
@@ -182,17 +187,25 @@ def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
         raise ValueError("freeze: every part is frozen, nothing is left to train")
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
     """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package."""
     model = policy.model
     if policy.adapter is not None:
         model = model.merge_and_unload()  # ty: ignore[not-callable]  # peft's wrapper, not transformers' class
     staging = folder.with_name(f".{folder.name}.partial")
+    for leftover in (staging, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
     model.save_pretrained(staging)
     with checkpoint_chat_template(policy):
         policy.processor.save_pretrained(staging)
-    (staging / _OUR_FILE).write_text(json.dumps({"prompt": policy.style.name}) + "\n")
-    staging.replace(folder)
+    write_json(staging / _OUR_FILE, {"prompt": policy.style.name, "num_steps": num_steps})
+    staging.replace(folder)  # last and at once: where the folder lies, it is whole
+
+
+def saved_steps(folder: Path) -> int | None:
+    """The optimizer steps behind a model that `save_policy` has written; None when there is none."""
+    stored = folder / _OUR_FILE
+    return int(read_json(stored)["num_steps"]) if stored.is_file() else None
 
 
 @contextmanager

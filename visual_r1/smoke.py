@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from visual_r1.config import compose_config
 from visual_r1.examples import Example, Rollout
@@ -61,5 +62,5 @@ def check_solution(style: PromptStyle, example: Example) -> None:
     )
     by_words = style.answer_only(example).replace(f"({example.solution})", example.solution_text)
     for completion in (rollout.completion, by_words):
-        if not is_correct(Rollout(**{**vars(rollout), "completion": completion})):
+        if not is_correct(replace(rollout, completion=completion)):
             raise ValueError(f"{example.id}: its own solution {completion!r} does not score 1; look at its choices")

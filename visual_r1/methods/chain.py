@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visual_r1.methods.training import Method, TrainingContext
-from visual_r1.models import ModelSource, Policy, load_policy, save_policy
+from visual_r1.models import ModelSource, Policy, load_policy, save_policy, saved_steps
 from visual_r1.run_folder import RunFolder
 
 
@@ -33,14 +33,12 @@ class Chain:
         num_steps = 0
         for name, method in self.stages.items():
             folder = RunFolder(context.folder.path / "stages" / name)
-            done = folder.path / "steps"
-            if not done.is_file():
+            if saved_steps(folder.model) is None:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 stage = replace(context, folder=folder, first_step=context.first_step + num_steps)
                 trained, steps = method.train(policy, stage)
-                save_policy(trained, folder.model)
-                done.write_text(str(steps))
-            num_steps += int(done.read_text())
+                save_policy(trained, folder.model, num_steps=steps)
+            num_steps += saved_steps(folder.model) or 0
             source = ModelSource(
                 name=f"{policy.source.name}-{name}",
                 path=str(folder.model),
