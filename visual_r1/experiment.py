@@ -230,11 +230,11 @@ def _summarise(
 
 
 def _write_results(folder: RunFolder, after: Report, summary: Mapping[str, Any]) -> None:
-    from visual_r1.report.figure import aha_moment_figure
+    from visual_r1.report.figure import figure_of_run
 
     write_json(folder.evaluation, after.summary())
     write_parquet(folder.evaluation_items, after.items())
-    aha_moment_figure(folder.read_metrics(), folder.figure)
+    figure_of_run(folder)
     write_json(folder.summary, summary)  # last: from here on the run is finished
 
 

@@ -237,7 +237,7 @@ class RolloutGrpoTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         # trl drops every image of the batch, silently, when one row's placeholders do not match its features.
         if any(example.images for example in self._examples) and "pixel_values" not in output:
-            raise RuntimeError("the images of this batch do not match their placeholder tokens; training would be blind")
+            raise RuntimeError("images and placeholder tokens of this batch do not match; training would be blind")
         seconds = time.perf_counter() - started
         self._making_seconds += seconds
         # What is not rollout is scoring and, where the method needs them, the old and the reference policy's log-probs.
