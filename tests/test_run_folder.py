@@ -115,6 +115,17 @@ def test_two_processes_cannot_write_one_run(folder):
     assert not list(folder.path.glob(".*"))
 
 
+def test_a_lock_on_a_removed_file_counts_for_nothing(folder, monkeypatch):
+    begin(folder)
+
+    def lock_while_another_process_ends(*_arguments):
+        (folder.path / ".lock").unlink()
+
+    monkeypatch.setattr("fcntl.flock", lock_while_another_process_ends)
+    with pytest.raises(RunFolderError, match="another process"), folder.open(CONFIG, {}):
+        pass
+
+
 def test_a_killed_process_holds_no_lock(folder):
     script = (
         "import os, sys, pathlib; from visual_r1.run_folder import RunFolder\n"

@@ -132,7 +132,8 @@ class WandbTracker(_Context):
     """Shows a run in Weights & Biases: offline by default, into the run folder, with nothing sent anywhere.
 
     A tracker must never stop a run. wandb may be missing, slow, without a key or without a server; then one warning
-    says so, this tracker falls silent, and ``metrics.jsonl`` has the numbers anyway.
+    says so, this tracker falls silent, and ``metrics.jsonl`` has the numbers anyway. wandb's own process writes the
+    file now and then: of a killed run it may lack the last second, which is why the record is ``metrics.jsonl``.
 
     Args:
         folder: The run folder; wandb writes to its ``wandb/``.
