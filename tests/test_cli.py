@@ -91,6 +91,16 @@ def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
     assert calls == [(tmp_path, 3, 1)]
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    sheet = str(tmp_path / "sheet.png")
+    command = [sys.executable, "-m", "visual_r1.cli", "data", "show", "-n", "1", "-o", sheet]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 class TestFigure:
     @pytest.fixture
     def run(self, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `visual-r1 ... | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # What our own checks and the file system raise; a fault of the program keeps its traceback.
     except (ValueError, OSError) as error:
         print(f"visual-r1: {' '.join(str(error).split())}", file=sys.stderr)
