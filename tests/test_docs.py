@@ -60,7 +60,7 @@ def copy(tmp_path_factory) -> Path:
 def test_a_command_of_the_page_does_what_it_says(copy, command):
     program, *arguments = command.split()
     if program == "python":
-        start = [sys.executable, "run.py", *arguments, *(one for one in SMALL if one.split("=")[0] not in command)]
+        start = [sys.executable, *arguments, *(one for one in SMALL if one.split("=")[0] not in command)]
     else:
         start = [sys.executable, "-m", "visual_r1.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}

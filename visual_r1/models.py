@@ -160,9 +160,7 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
     freeze = tuple(freeze)
     trained = model if adapter is None else _with_adapter(model, adapter)
     freeze_modules(model, freeze)  # after the adapters: those inside a frozen part stay as they are too
-    return Policy(
-        model=trained, processor=processor, style=source.style, source=source, freeze=freeze, adapter=adapter
-    )
+    return Policy(model=trained, processor=processor, style=source.style, source=source, freeze=freeze, adapter=adapter)
 
 
 def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -191,7 +189,7 @@ def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
     """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package."""
     model = policy.model
     if policy.adapter is not None:
-        model = model.merge_and_unload()  # ty: ignore[not-callable]  # peft's wrapper, not transformers' class
+        model = model.merge_and_unload()  # peft's wrapper, not transformers' class
     staging = folder.with_name(f".{folder.name}.partial")
     for leftover in (staging, folder):
         shutil.rmtree(leftover, ignore_errors=True)
