@@ -309,7 +309,7 @@ def _check_target(node: DictConfig) -> None:
     try:
         cls = get_class(target)
     except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{where}._target_={target}: no such class: {error}") from None
+        raise ConfigError(f"{where}._target_={target}: no such class: {' '.join(str(error).split())}") from None
     arguments = {str(key) for key in node if key not in _NOT_ARGUMENTS}
     try:
         inspect.signature(cls).bind(**dict.fromkeys(arguments))
@@ -336,17 +336,24 @@ def run_name(cfg: DictConfig) -> str:
         ConfigError: the name could leave the runs folder.
     """
     if cfg.name is not None:
-        if not cfg.name.strip() or Path(cfg.name).is_absolute() or ".." in Path(cfg.name).parts:
+        parts = Path(cfg.name.strip()).parts
+        if not parts or Path(cfg.name).is_absolute() or ".." in parts:
             raise ConfigError(f"name={cfg.name}: expected a folder name under {cfg.runs_dir}")
         return str(cfg.name)
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
     usual = {key: value for entry in defaults if OmegaConf.is_dict(entry) for key, value in entry.items()}
-    model = cfg.model.name if cfg.model.name != "checkpoint" else "-".join(Path(cfg.model.path).parts[-3:])
+    model = cfg.model.name if cfg.model.name != "checkpoint" else _name_of_path(cfg.model.path)
     parts = [model, cfg.method.name]
     for group in ("scale", "reward", "dataset", "benchmark", "rollout", "freeze", "adapter", "keywords"):
         if cfg[group].name != usual[group]:
             parts.append(cfg[group].name)
     return "-".join(parts)
+
+
+def _name_of_path(path: str) -> str:
+    """The last three parts of a checkpoint's path, without those that would lead a run's folder elsewhere."""
+    parts = [part for part in Path(path).parts if part not in ("/", "..", "~")]
+    return "-".join(parts[-3:])
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

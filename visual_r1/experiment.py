@@ -256,10 +256,10 @@ def _tracker(experiment: Experiment) -> Tracker:
 
 
 def _forget_after_checkpoint(folder: RunFolder) -> None:
-    checkpoint = folder.latest_checkpoint()
-    if saved_steps(folder.model) is not None:
-        return
-    folder.truncate_metrics(int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
+    from visual_r1.methods.chain import last_kept_step
+
+    if saved_steps(folder.model) is None:
+        folder.truncate_metrics(last_kept_step(folder))
 
 
 def _fingerprints(experiment: Experiment) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 
 def check_arguments(config_class: type, arguments: Mapping[str, Any], *, reserved: Collection[str]) -> None:
     """Refuses what trl would refuse later, or swallow.
@@ -29,6 +31,18 @@ def check_arguments(config_class: type, arguments: Mapping[str, Any], *, reserve
             raise ValueError(f"method.trl.{name}: {config_class.__name__} has no such argument{hint}")
         if not _fits(value, hints[name]):
             raise ValueError(f"method.trl.{name}={value!r}: expected {_spelled(hints[name])}")
+
+
+def check_values(config_class: type, arguments: Mapping[str, Any]) -> None:
+    """Refuses values of the right type that trl's own configuration refuses, for example an unknown scheduler.
+
+    Raises:
+        ValueError: with trl's reason in one line.
+    """
+    try:
+        config_class(output_dir="", report_to=[], use_cpu=not torch.cuda.is_available(), **arguments)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"method.trl: {' '.join(str(error).split())}") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

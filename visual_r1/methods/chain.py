@@ -10,6 +10,17 @@ from visual_r1.methods.training import Method, TrainingContext
 from visual_r1.models import ModelSource, Policy, load_policy, save_policy, saved_steps
 from visual_r1.run_folder import RunFolder
 
+_STAGES = "stages"
+
+
+def last_kept_step(folder: RunFolder) -> int:
+    """The step that an interrupted run goes on from, whole stages counted; -1 when it starts over."""
+    parts = [folder, *(RunFolder(path) for path in (folder.path / _STAGES).glob("*"))]
+    finished = [steps for part in parts if (steps := saved_steps(part.model)) is not None]
+    checkpoints = [part.latest_checkpoint() for part in parts if saved_steps(part.model) is None]
+    reached = [int(checkpoint.name.rpartition("-")[2]) for checkpoint in checkpoints if checkpoint is not None]
+    return sum(finished) + sum(reached) if finished or reached else -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
@@ -32,7 +43,7 @@ class Chain:
         """Runs the stages on one axis of steps; a finished stage of an interrupted run is not run again."""
         num_steps = 0
         for name, method in self.stages.items():
-            folder = RunFolder(context.folder.path / "stages" / name)
+            folder = RunFolder(context.folder.path / _STAGES / name)
             if saved_steps(folder.model) is None:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 stage = replace(context, folder=folder, first_step=context.first_step + num_steps)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import is_async_callable
 
 from visual_r1.examples import Example, Rollout
-from visual_r1.methods.arguments import check_arguments
+from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.training import (
     RESERVED,
     ProbeCallback,
@@ -36,6 +37,14 @@ from visual_r1.tracking import RolloutRow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# trl finds a wrong one of these at the first loss only.
+_KNOWN_VALUES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "luspo", "sapo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo:
@@ -53,6 +62,7 @@ class Grpo:
     """Arguments of ``trl.GRPOConfig`` under trl's names."""
 
     def __post_init__(self) -> None:
+        check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
         group_size = self.trl["num_generations"]
         if group_size < 2:
             raise ValueError(
@@ -82,7 +92,10 @@ class Grpo:
 
     def check(self) -> None:
         """Refuses wrong arguments of trl before a model is loaded."""
-        check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
+        for name, known in _KNOWN_VALUES.items():
+            if name in self.trl and self.trl[name] not in known:
+                raise ValueError(f"method.trl.{name}={self.trl[name]}: unknown, expected one of {list(known)}")
+        check_values(GRPOConfig, {**self._batch_arguments(), **self.trl})
         for name, only in (("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if self.trl.get(name, only) not in (only, 0, 0.0):
                 raise ValueError(
@@ -99,14 +112,19 @@ class Grpo:
     def config(self, context: TrainingContext) -> GRPOConfig:
         """Trl's configuration of this run."""
         return GRPOConfig(
-            **trainer_arguments(context),
-            per_device_train_batch_size=self.micro_batch_size,
-            gradient_accumulation_steps=self.completions_per_step // self.micro_batch_size,
+            **trainer_arguments(context, save_multiple=self.trl.get("num_iterations", 1)),
+            **self._batch_arguments(),
             reward_weights=[reward.weight for reward in context.rewards],
             remove_unused_columns=False,
             log_completions=False,
             **self.trl,
         )
+
+    def _batch_arguments(self) -> dict[str, int]:
+        return {
+            "per_device_train_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": self.completions_per_step // self.micro_batch_size,
+        }
 
     def _nearest_micro_batch_size(self) -> int:
         divisors = [size for size in range(1, self.completions_per_step + 1) if self.completions_per_step % size == 0]
@@ -120,11 +138,17 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     """
     function = reward.function
 
-    def scores(*, rollout: Sequence[Rollout], example: Any, **columns: Any) -> list[float]:
+    def of_batch(*, rollout: Sequence[Rollout], example: Any, **columns: Any) -> Any:
         if isinstance(function, TrlFunction):
             return function.function(**columns)
         return [function(one) for one in rollout]
 
+    async def awaited(**columns: Any) -> Any:
+        return await of_batch(**columns)
+
+    # trl awaits what is declared asynchronous, and nothing else.
+    is_async = isinstance(function, TrlFunction) and is_async_callable(function.function)
+    scores = awaited if is_async else of_batch
     scores.__name__ = reward.name  # trl logs rewards/<__name__>/mean: config name = chart name
     return scores
 

@@ -6,14 +6,15 @@ loss is on the completion alone and the prompt is the one of rollout and evaluat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from trl import SFTConfig, SFTTrainer
 
 from visual_r1.examples import Example
-from visual_r1.methods.arguments import check_arguments
+from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.training import (
     RESERVED,
     ProbeCallback,
@@ -50,6 +51,7 @@ class Sft:
     def check(self) -> None:
         """Refuses wrong arguments of trl before a model is loaded."""
         check_arguments(SFTConfig, self.trl, reserved=RESERVED)
+        check_values(SFTConfig, self.trl)
 
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Runs SFT from the policy, or from the run's last checkpoint."""
@@ -81,6 +83,7 @@ class CompletionSftTrainer(SFTTrainer):
             train_dataset=training_rows(context.examples, lambda example: sft_row(policy, example)),
             processing_class=policy.processor,
         )
+        self.data_collator = ending_at(self.data_collator, policy.end_token_ids)
         for callback in [one for one in self.callback_handler.callbacks if type(one).__name__ == "PrinterCallback"]:
             self.remove_callback(callback)
         self.add_callback(TrackingCallback(context, description="SFT"))
@@ -88,6 +91,21 @@ class CompletionSftTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
+
+
+def ending_at(collate: Callable[[Any], dict[str, Any]], end_token_ids: Collection[int]) -> Callable[[Any], Any]:
+    """A collator whose labels stop at a completion's end token.
+
+    A chat template writes a line break after it, which no rollout gets to: no policy should be trained to go on there.
+    """
+
+    def collated(rows: Any) -> dict[str, Any]:
+        batch = collate(rows)
+        is_end = torch.isin(batch["labels"], torch.tensor(list(end_token_ids))).int()
+        batch["labels"] = batch["labels"].masked_fill(is_end.cumsum(dim=1) > is_end, -100)
+        return batch
+
+    return collated
 
 
 def sft_row(policy: Policy, example: Example) -> dict[str, Any]:

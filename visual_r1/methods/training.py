@@ -81,8 +81,14 @@ def training_rows(examples: Sequence[Example], to_row: Callable[[Example], dict[
     return Dataset.from_dict({"index": list(range(len(examples)))}).with_transform(rows)
 
 
-def trainer_arguments(context: TrainingContext) -> dict[str, Any]:
-    """What the framework sets on every trl config; `method.trl` may not."""
+def trainer_arguments(context: TrainingContext, *, save_multiple: int = 1) -> dict[str, Any]:
+    """What the framework sets on every trl config; `method.trl` may not.
+
+    Args:
+        context: what the method trains with.
+        save_multiple: checkpoints lie at multiples of this, where a batch of rollouts is used up: trl does not save the
+            rollouts, so that a run resumed amid their updates would draw others.
+    """
     return {
         "output_dir": str(context.folder.checkpoints),
         "seed": context.seed,
@@ -92,7 +98,7 @@ def trainer_arguments(context: TrainingContext) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_first_step": True,
         "save_strategy": "steps",
-        "save_steps": context.save_every_steps,
+        "save_steps": -(-context.save_every_steps // save_multiple) * save_multiple,
         "save_total_limit": 2,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
