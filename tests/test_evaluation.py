@@ -1,0 +1,171 @@
+"""Invariant 9: accuracy never stands alone; every number here is counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+from visual_r1.evaluation import BlankImages, Report, evaluate, summarise, with_blank_images
+from visual_r1.examples import Example
+from visual_r1.metrics.reflection import Reflection
+from visual_r1.rollout.engine import Completion, Sampling
+from visual_r1.statistics import wilson
+
+RED = (250, 0, 0)
+SAMPLING = Sampling(max_completion_length=30, temperature=0.0)
+REFLECTION = Reflection(phrases=("wait",))
+
+
+def example(number, category, solution, num_choices):
+    return Example(
+        id=f"item/{number}",
+        images=(Image.new("RGB", (28, 56), RED),),
+        question=f"Question {number}?",
+        choices=("red", "green", "blue", "grey")[:num_choices],
+        solution=solution,
+        category=category,
+    )
+
+
+# Four of Count with two choices (letters A A A B), two of Depth with four (B C).
+EXAMPLES = [
+    *(example(number, "Count", letter, 2) for number, letter in enumerate("AAAB")),
+    *(example(number, "Depth", letter, 4) for number, letter in enumerate("BC", start=4)),
+]
+# What is said about the image, and what is said about the blank in its place.
+SAID = [
+    ("a thought</think> <answer>A</answer>", "x</think> <answer>A</answer>"),  # right and well formed; blind: right
+    ("wait, no</think> <answer>B</answer>", "x</think> <answer>A</answer>"),  # wrong, reflects; blind: right
+    ("a thought</think> red it is", ""),  # names nothing
+    ("</think> <answer>(b)</answer>", "x</think> <answer>A</answer>"),  # right, but an empty thought
+    ("a thought</think> <answer>green</answer>", "x</think> <answer>A</answer>"),  # right, but cut off below
+    ("a thought wait</think> <answer>C</answer>", "x</think> <answer>C</answer>"),  # right, reflects; blind: right
+]
+TRUNCATED = "item/4"
+
+
+@dataclass
+class Scripted:
+    """An engine that says what the script holds for a question, image or blank."""
+
+    batch_size: int = 4
+    seeds: list[int] = field(default_factory=list)
+
+    def generate(self, policy, conversations, *, num_generations, sampling, seed):
+        self.seeds.append(seed)
+        assert sampling == SAMPLING and num_generations == 1 and len(conversations) <= self.batch_size
+        return [[self.complete(policy, conversation)] for conversation in conversations]
+
+    def complete(self, policy, conversation):
+        image, text = conversation[0]["content"]
+        assert image["image"].size == (28, 56)
+        number = next(n for n in range(len(SAID)) if f"Question {n}?" in text["text"])
+        is_blank = image["image"].getpixel((0, 0)) != RED
+        ids = policy.tokenizer(SAID[number][is_blank])["input_ids"]
+        is_truncated = EXAMPLES[number].id == TRUNCATED and not is_blank
+        ids = ids if is_truncated else [*ids, policy.tokenizer.eos_token_id]
+        return Completion(prompt_ids=(), token_ids=tuple(ids), logps=(0.0,) * len(ids), is_truncated=is_truncated)
+
+
+@pytest.fixture(scope="module")
+def report(policies):
+    return evaluate(policies["base"], Scripted(), EXAMPLES, benchmark="six", sampling=SAMPLING, reflection=REFLECTION)
+
+
+def test_accuracy_has_its_context(report):
+    summary = report.summary()
+    assert summary["benchmark"] == "six" and summary["num_items"] == 6
+    assert summary["accuracy"] == pytest.approx(4 / 6)
+    # Wilson's interval for 4 of 6, by hand: (4 + 1.9207 -+ 1.96 * sqrt(4 * 2 / 6 + 0.9604)) / (6 + 3.8415)
+    assert summary["accuracy_interval"] == pytest.approx([0.29999, 0.90323], abs=1e-4)
+    assert summary["chance"] == pytest.approx((4 / 2 + 2 / 4) / 6)
+    assert summary["majority"] == pytest.approx((3 + 1) / 6)  # A of Count, either of Depth
+    assert summary["blank_accuracy"] == pytest.approx(3 / 6)
+    assert summary["blank_accuracy_interval"] == pytest.approx([0.18761, 0.81239], abs=1e-4)
+    assert summary["parse_rate"] == pytest.approx(5 / 6)
+    assert summary["well_formed_rate"] == pytest.approx(3 / 6)
+    assert summary["truncated_rate"] == pytest.approx(1 / 6)
+    assert summary["reflection"] == pytest.approx(2 / 6)
+    assert summary["length"] == pytest.approx(sum(rollout.num_tokens for rollout in report.rollouts) / 6)
+    assert summary["length"] > 5
+
+
+def test_every_category_has_the_same_context(report):
+    summary = report.summary()
+    categories = summary["by_category"]
+    assert list(categories) == ["Count", "Depth"]
+    for measured in categories.values():
+        assert measured.keys() == summary.keys() - {"benchmark", "by_category"}
+    count, depth = categories["Count"], categories["Depth"]
+    assert (count["num_items"], depth["num_items"]) == (4, 2)
+    assert (count["accuracy"], depth["accuracy"]) == (2 / 4, 2 / 2)
+    assert (count["chance"], depth["chance"]) == (1 / 2, 1 / 4)
+    assert (count["majority"], depth["majority"]) == (3 / 4, 1 / 2)
+    assert (count["blank_accuracy"], depth["blank_accuracy"]) == (2 / 4, 1 / 2)
+    assert (count["truncated_rate"], depth["truncated_rate"]) == (0, 1 / 2)
+    assert depth["accuracy_interval"] == [wilson(2, 2).low, wilson(2, 2).high]
+
+
+def test_items_are_what_the_summary_counts(report):
+    items = report.items()
+    assert [item["example_id"] for item in items] == [one.id for one in EXAMPLES]
+    assert [item["choice"] for item in items] == ["A", "B", None, "B", "B", "C"]
+    assert [item["correct"] for item in items] == [True, False, False, True, True, True]
+    assert [item["blank_choice"] for item in items] == ["A", "A", None, "A", "A", "C"]
+    assert [item["blank_correct"] for item in items] == [True, True, False, False, False, True]
+    assert [item["well_formed"] for item in items] == [True, True, False, False, False, True]
+    assert [item["is_truncated"] for item in items] == [False] * 4 + [True, False]
+    assert [item["reflection"] for item in items] == [[], ["wait"], [], [], [], ["wait"]]
+    assert [item["completion"] for item in items] == [said for said, _ in SAID]
+
+
+def test_batches_have_seeds_of_their_own(policies):
+    engine = Scripted()
+    evaluate(policies["base"], engine, EXAMPLES, benchmark="six", sampling=SAMPLING, reflection=REFLECTION, seed=10)
+    assert engine.seeds == [10, 14, 10, 14]  # the image and the blank in its place draw alike
+
+
+def test_blank_images_keep_all_but_the_picture():
+    blank = with_blank_images(EXAMPLES[0])
+    assert blank.images[0].size == EXAMPLES[0].images[0].size
+    assert blank.images[0].getcolors() == [(28 * 56, (128, 128, 128))]
+    assert (blank.id, blank.question, blank.solution) == (EXAMPLES[0].id, EXAMPLES[0].question, EXAMPLES[0].solution)
+    blanks = BlankImages(EXAMPLES)
+    assert len(blanks) == 6 and [one.id for one in blanks[2:4]] == ["item/2", "item/3"]
+    assert blanks[0].images[0].getpixel((0, 0)) != RED
+
+
+def test_the_summary_of_a_run_holds_before_and_after(report):
+    worse = Report(
+        benchmark="six", rollouts=report.blank_rollouts, blank_rollouts=report.blank_rollouts, reflection=REFLECTION
+    )
+    summary = summarise(worse.summary(), report.summary(), seed=7, steps=3)
+    assert (summary["seed"], summary["steps"], summary["num_items"]) == (7, 3, 6)
+    assert (summary["accuracy_before"], summary["accuracy_after"]) == pytest.approx((3 / 6, 4 / 6))
+    assert summary["accuracy_before_interval"] == pytest.approx([0.18761, 0.81239], abs=1e-4)
+    assert summary["accuracy_after_interval"] == pytest.approx([0.29999, 0.90323], abs=1e-4)
+    assert (summary["reflection_before"], summary["reflection_after"]) == pytest.approx((0, 2 / 6))
+    assert summary["length_after"] > summary["length_before"]
+    assert summary["chance"] == pytest.approx(2.5 / 6) and summary["majority"] == pytest.approx(4 / 6)
+    assert summary["by_category"]["Depth"]["before"]["accuracy"] == 1 / 2
+    assert summary["by_category"]["Depth"]["after"]["accuracy"] == 1
+    measured = (
+        "accuracy",
+        "blank_accuracy",
+        "parse_rate",
+        "well_formed_rate",
+        "truncated_rate",
+        "length",
+        "reflection",
+    )
+    for name in measured:
+        assert {f"{name}_before", f"{name}_after"} <= summary.keys()
+
+
+def test_the_summary_of_an_evaluation_has_no_before(report):
+    summary = summarise(None, report.summary(), steps=0)
+    assert summary["accuracy_after"] == pytest.approx(4 / 6)
+    assert not [key for key in summary if "before" in key]
+    assert list(summary["by_category"]["Count"]) == ["after"]
