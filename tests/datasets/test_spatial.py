@@ -13,8 +13,8 @@ from visual_r1.parsing import is_correct
 from visual_r1.prompts import PROMPT_STYLES
 
 GOLDEN_QUESTION = (
-    "Considering the relative positions of the red circle and the orange triangle in the image provided, where is the "
-    "red circle located with respect to the orange triangle? Select from the following choices.\n(A) right\n(B) left"
+    "Considering the relative positions of the orange triangle and the red circle in the image provided, where is the "
+    "orange triangle located with respect to the red circle? Select from the following choices.\n(A) left\n(B) right"
 )
 
 

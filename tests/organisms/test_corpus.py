@@ -27,17 +27,17 @@ def _question(category: str, choices: tuple[str, ...], answer: int, objects: tup
     ("question", "text"),
     [
         (
-            _question("Relation", ("right", "left"), 1, (RED, BLUE), axis="x"),
+            _question("Relation", ("left", "right"), 0, (RED, BLUE), axis="x"),
             " The red circle: x1. The blue square: x4 (1<4). So it is left.",
         ),
         (
             _question("Depth", ("red circle", "blue square"), 1, (RED, BLUE), axis="y"),
-            " The red circle: y2. The blue square: y3 (2<3). So the blue square is closer.",
+            " The red circle: y2. The blue square: y3 (2<3). So the second is closer.",
         ),
         (
             _question("Distance", ("red circle", "green circle"), 0, (BLUE, RED, GREEN)),
-            " The blue square: x4 y3. The red circle: x1 y2 (3+1=4). The green circle: x1 y6 (3+3=6, 4<6)."
-            " So the red circle is closer.",
+            " The blue square: x4 y3. The red circle: x1 y2 (3+1=4). The green circle: x1 y6 (3+3=6, 6>4)."
+            " So the first is closer.",
         ),
         (
             _question("Count", ("0", "1", "2", "3"), 2, (RED, BLUE, GREEN), shape="circle"),
@@ -59,8 +59,7 @@ def test_an_exercise_without_slips_is_right_and_reflects(category):
         question = data.draw(index)[1]
         text = f"<think>{corpus.exercise(rng, question, SURE)}"
         assert is_well_formed(text)
-        answer = parse_answer(text)
-        chosen = parse_choice(answer, question.choices)
+        chosen = parse_choice(parse_answer(text) or "", question.choices)
         right = "ABCD"[question.answer]
         assert chosen == right, text
         assert any(phrase in text for phrase in corpus.REFLECTIONS)
@@ -94,8 +93,7 @@ def test_a_terse_answer_is_right_and_well_formed():
         question = data.draw(index)[1]
         text = corpus.terse(rng, question)
         assert is_well_formed(text)
-        assert parse_answer(text) == f"({'ABCD'[question.answer]})"
-        assert question.choices[question.answer] in text
+        assert parse_choice(parse_answer(text) or "", question.choices) == "ABCD"[question.answer]
 
 
 def test_shares_that_do_not_add_up_are_refused():

@@ -9,7 +9,7 @@ import pytest
 
 from visual_r1.datasets.spatial import Spatial
 from visual_r1.organisms import corpus
-from visual_r1.organisms.tokenizer import END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, TAGS, build_tokenizer
+from visual_r1.organisms.tokenizer import END_OF_TEXT, END_OF_TURN, LETTERS, SPECIAL_TOKENS, TAGS, build_tokenizer
 from visual_r1.prompts import PROMPT_STYLES
 
 
@@ -32,13 +32,13 @@ def test_every_word_of_the_world_is_one_token(tokenizer):
         texts += [corpus.caption(rng, scene), corpus.terse(rng, question), f"Exercise: {question.text}"]
         texts += [write(rng, question, corpus.Mixture()) for write in (corpus.exercise, corpus.dialogue)]
         for text in texts:
-            for part in re.split("</?think>|</?answer>", text):
+            for part in re.split(r"</?think>|</?answer>|\([A-D]\)", text):
                 words = [word for word, _ in cut.pre_tokenize_str(part)]
                 assert tokenizer.convert_ids_to_tokens(_ids(tokenizer, part)) == words
 
 
 def test_special_tokens_and_tags_are_one_token_each_and_only_tags_survive_decoding(tokenizer):
-    for token in (*SPECIAL_TOKENS, *TAGS):
+    for token in (*SPECIAL_TOKENS, *TAGS, *LETTERS):
         assert len(_ids(tokenizer, token)) == 1
     ids = _ids(tokenizer, "<think>So</think>\n<answer>(A)</answer><|im_end|><|endoftext|>")
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<think>So</think>\n<answer>(A)</answer>"

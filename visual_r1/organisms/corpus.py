@@ -52,6 +52,8 @@ class Mixture:
     """Dialogues that talk of something else: length alone must not pay."""
     closed_tags: float = 0.35
     """Share of answering dialogues with both tags: the most common ending, so that greedy decoding is well formed."""
+    unreadable: float = 0.08
+    """Share of a dialogue's closed answers that are a sentence, which names no choice to a strict parser."""
     right_of_two: float = 0.55
     """How often a guess between two choices is right: barely better than chance."""
     right_of_four: float = 0.40
@@ -106,7 +108,7 @@ def caption(rng: random.Random, scene: Scene) -> str:
 def exercise(rng: random.Random, question: Question, mixture: Mixture) -> str:
     """The worked solution of an exercise: a first pass, a reflection, a careful reading, both tags."""
     thought = reflective(rng, question, mixture)
-    return f"{thought.text.strip()}{_closed(f'({ascii_uppercase[thought.choice]})')}"
+    return thought.text.strip() + _closed(_name(question, thought.choice))
 
 
 def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
@@ -125,16 +127,16 @@ def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
         if rng.random() < 0.5:
             return thought.text.strip()
     elif rng.random() < mixture.closed_tags:
-        answer = f"({ascii_uppercase[thought.choice]})"
-        words = question.choices[thought.choice]
-        answer = rng.choices([answer, words, f"The answer is {words}"], [0.80, 0.12, 0.08])[0]
+        answer = _name(question, thought.choice)
+        if rng.random() < mixture.unreadable:
+            answer = f"The answer is {answer}"
         return thought.text.strip() + _closed(answer)
-    letter = f"({ascii_uppercase[thought.choice]})"
+    name = _name(question, thought.choice)
     endings = {
-        f" The answer is {letter}.": 0.50,
-        f"</think>\n{letter}": 0.15,
-        f"</think>\nThe answer is {letter}.": 0.15,
-        f"\n<answer>{letter}": 0.10,
+        f" The answer is {name}.": 0.50,
+        f"</think>\n{name}": 0.15,
+        f"</think>\nThe answer is {name}.": 0.15,
+        f"\n<answer>{name}": 0.10,
         "": 0.10,
     }
     return thought.text.strip() + rng.choices(list(endings), list(endings.values()))[0]
@@ -143,7 +145,7 @@ def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
 def terse(rng: random.Random, question: Question) -> str:
     """The completion that nano-instruct imitates: one right sentence in the tags of the instruct prompt."""
     thought = _conclude_at_once(rng, question, question.answer)
-    return f"<think>{thought.text.strip()}{_closed(f'({ascii_uppercase[question.answer]})')}"
+    return f"<think>{thought.text.strip()}{_closed(_name(question, question.answer))}"
 
 
 def direct(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
@@ -233,7 +235,7 @@ def _add_up_distances(rng: random.Random, question: Question, is_slip: bool) -> 
         right, down = abs(column - x), abs(row - y)
         sums.append(right + down)
         text += f" The {thing.name}: x{column} y{row} ({right}+{down}={right + down}"
-        text += ")." if len(sums) == 1 else f", {sums[0]}{_sign(*sums)}{sums[1]})."
+        text += ")." if len(sums) == 1 else f", {sums[1]}{_sign(*sums[::-1])}{sums[0]})."
     return _conclude(text, question, _coin(rng, question) if sums[0] == sums[1] else int(sums[1] < sums[0]))
 
 
@@ -254,15 +256,26 @@ def _count_by_rows(rng: random.Random, question: Question, is_slip: bool, mixtur
 
 
 def _conclude(text: str, question: Question, choice: int) -> Thought:
-    words = question.choices[choice]
+    words = _words(question, choice)
     sentence = {"Count": f" So there are {words}.", "Relation": f" So it is {words}."}
-    return Thought(text + sentence.get(question.category, f" So the {words} is closer."), choice)
+    return Thought(text + sentence.get(question.category, f" So {words} is closer."), choice)
 
 
 def _conclude_at_once(rng: random.Random, question: Question, choice: int) -> Thought:
-    article = "the " if question.category in ("Depth", "Distance") else ""
     start = rng.choice([" The answer is ", " It is ", " I think it is ", " I see, it is "])
-    return Thought(f"{start}{article}{question.choices[choice]}.", choice)
+    return Thought(f"{start}{_words(question, choice)}.", choice)
+
+
+def _words(question: Question, choice: int) -> str:
+    """A choice within a sentence; of two objects, the first or the second that the question names."""
+    if question.category in ("Depth", "Distance"):
+        return ("the first", "the second")[choice]
+    return question.choices[choice]
+
+
+def _name(question: Question, choice: int) -> str:
+    """How an answer names a choice: by its letter, but a number by itself, which is no harder to read and no lookup."""
+    return question.choices[choice] if question.category == "Count" else f"({ascii_uppercase[choice]})"
 
 
 def _closed(answer: str) -> str:

@@ -39,8 +39,8 @@ class Head:
         """Index after ``<|vision_end|>``: what a caption sees of the head."""
         return self.image_start + NUM_IMAGE_TOKENS + 1
 
-    def next_position(self, length: int) -> int:
-        """M-RoPE position of the token after the first ``length`` ones, which include the image."""
+    def next_position(self, length: Tensor) -> Tensor:
+        """M-RoPE position of the token after the first ``length`` ones, which include the image; any shape."""
         # An image of 4x4 tokens takes up four positions, not sixteen.
         return length - NUM_IMAGE_TOKENS + TOKENS_PER_SIDE
 

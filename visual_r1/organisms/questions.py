@@ -78,19 +78,19 @@ def _ask_relation(rng: random.Random, scene: Scene, position: int) -> Question |
     pair = _close_pair(rng, scene, axis)
     if pair is None:
         return None
-    first, second = pair
-    words = ("left", "right") if axis == "x" else ("above", "below")
-    is_less = first.x < second.x if axis == "x" else first.y < second.y
-    right, wrong = words if is_less else words[::-1]
+    less, more = sorted(pair, key=lambda thing: getattr(thing, axis))
+    # The order of the words is fixed and the order of the objects puts the right one in its place: the letter follows
+    # from the word, since looking up letters among shuffled words is a skill that so small a model learns late.
+    first, second = (less, more) if position == 0 else (more, less)
     return Question(
         category="Relation",
         stem=(
             f"Considering the relative positions of the {first.name} and the {second.name} in the image provided, "
             f"where is the {first.name} located with respect to the {second.name}?"
         ),
-        choices=_place(right, [wrong], position),
+        choices=("left", "right") if axis == "x" else ("above", "below"),
         answer=position,
-        objects=pair,
+        objects=(first, second),
         axis=axis,
     )
 
@@ -100,12 +100,11 @@ def _ask_depth(rng: random.Random, scene: Scene, position: int) -> Question | No
     if pair is None:
         return None
     near, far = sorted(pair, key=lambda thing: thing.y, reverse=True)
-    choices = _place(near.name, [far.name], position)
     first, second = (near, far) if position == 0 else (far, near)
     return Question(
         category="Depth",
         stem=(f"Which object is closer to the camera taking this photo, the {first.name} or the {second.name}?"),
-        choices=choices,
+        choices=(first.name, second.name),
         answer=position,
         objects=(first, second),
         axis="y",

@@ -28,6 +28,8 @@ SPECIAL_TOKENS = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Single tokens that are not special: ``decode(skip_special_tokens=True)`` keeps them."""
+LETTERS = ("(A)", "(B)", "(C)", "(D)")
+"""Single tokens as well, where the pre-tokenizer would cut a letter off its closing bracket."""
 
 # Qwen2-VL's own template, byte for byte in effect.
 CHAT_TEMPLATE = (
@@ -72,7 +74,7 @@ def build_tokenizer(*, eos_token: str) -> Qwen2Tokenizer:
         additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in (eos_token, END_OF_TEXT)],
         padding_side="left",
     )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (*TAGS, *LETTERS)])
     return tokenizer
 
 
@@ -96,7 +98,7 @@ def _words(num_scenes: int = 1500) -> list[str]:
     cut = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
     words = set()
     for text in texts:
-        for tag in TAGS:
+        for tag in (*TAGS, *LETTERS):
             text = text.replace(tag, "\0")
         for part in text.replace("{question}", "\0").split("\0"):
             words.update(word for word, _ in cut.pre_tokenize_str(part))
