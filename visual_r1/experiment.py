@@ -83,6 +83,8 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
     unknown = set(cfg.freeze.parts) - {"vision", "llm"}
     if unknown:
         raise ConfigError(f"freeze.parts={sorted(cfg.freeze.parts)}: unknown {sorted(unknown)}, expected vision or llm")
+    if {"vision", "llm"} <= set(cfg.freeze.parts):
+        raise ConfigError(f"freeze.parts={sorted(cfg.freeze.parts)}: every part is frozen, nothing is left to train")
     datasets = {
         "dataset.train": build(cfg.dataset.train),
         "dataset.probe": build(cfg.dataset.probe),

@@ -25,7 +25,7 @@ _OUR_FILE = "visual_r1.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with its path and the fix."""
+    """A checkpoint that cannot be used, or not in the way asked for, with what is wrong and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
         adapter: LoRA's shape; None trains the parameters themselves.
 
     Raises:
-        CheckpointError: the files do not make a vision-language model of a known architecture.
+        CheckpointError: the files do not make a vision-language model of a known architecture, or nothing of it would
+            be trained, or the adapter fits none of its modules.
     """
     import torch
     from safetensors import SafetensorError
@@ -169,7 +170,7 @@ def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
     The paper's released code assigned ``module.requires_grad_ = False``, which overwrites a method and freezes nothing.
 
     Raises:
-        ValueError: an unknown part, or nothing would be left to train.
+        CheckpointError: an unknown part, or nothing would be left to train.
     """
     parts = {
         "vision": [model.model.visual],
@@ -177,12 +178,12 @@ def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
     }
     for name in names:
         if name not in parts:
-            raise ValueError(f"freeze: unknown part {name!r}, expected one of {sorted(parts)}")
+            raise CheckpointError(f"freeze: unknown part {name!r}, expected one of {sorted(parts)}")
         for part in parts[name]:
             for parameter in part.parameters():
                 parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("freeze: every part is frozen, nothing is left to train")
+        raise CheckpointError("freeze: every part is frozen, nothing is left to train")
 
 
 def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
@@ -252,7 +253,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Adapter) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"adapter.target_modules={adapter.target_modules!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"adapter.target_modules={adapter.target_modules!r}: {_first_line(error)}") from error
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,26 @@ torch.save(model.get_submodule({name!r}).weight, {str(tmp_path / "weight.pt")!r}
     start = dict(load().model.named_parameters())[f"{name}.weight"]
     delta = (merged - start.cpu()).abs().max().item()
     assert delta > 1e-3
+
+
+def test_an_interrupted_lora_run_ends_where_an_uninterrupted_one_does(load, make_context, trl_arguments):
+    method = Grpo(prompts_per_step=4, micro_batch_size=8, trl=trl_arguments(beta=0.04, max_steps=3, learning_rate=1.0))
+    whole, parts = (make_context(rewards=REWARDS, save_every_steps=1) for _ in range(2))
+
+    def train_in(context, *, seed):
+        torch.manual_seed(seed)  # decides the adapters' first weights
+        return method.train(load(adapter=LORA), context)
+
+    expected, _ = train_in(whole, seed=0)
+    train_in(parts, seed=0)
+    shutil.rmtree(parts.folder.checkpoints / "checkpoint-3")
+    parts.tracker.steps.clear()
+    resumed, num_steps = train_in(parts, seed=1)  # what is loaded, not what is drawn, counts
+    assert num_steps == 3 and list(parts.tracker.steps) == [3]
+    for name in ("loss", "reward", "kl", "grad_norm"):
+        assert parts.tracker.steps[3][name] == whole.tracker.steps[3][name], name
+    weights = expected.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.model.state_dict().items())
 
 
 def test_lora_leaves_the_engine_and_the_trainer_agreed(load, make_context, trl_arguments):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -67,6 +69,19 @@ def test_it_is_probed_like_every_method(load, make_context):
     )
     assert [step for step in curves if "loss" in curves[step]] == [1, 2, 3]
     assert len(context.tracker.rollouts[0, "probe"]) == len(context.probe.examples)
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(load, make_context):
+    whole, parts = (make_context(save_every_steps=2) for _ in range(2))
+    expected = train(load(), whole, max_steps=4)
+    train(load(), parts, max_steps=4)
+    shutil.rmtree(parts.folder.checkpoints / "checkpoint-4")
+    parts.tracker.steps.clear()
+    resumed = train(load(), parts, max_steps=4)
+    assert list(parts.tracker.steps) == [3, 4]
+    assert parts.tracker.steps[4]["loss"] == whole.tracker.steps[4]["loss"]
+    weights = expected.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from visual_r1.methods.training import (
     ProbeCallback,
     TrackingCallback,
     TrainingContext,
+    load_weights,
     rollout_row,
+    train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
 )
@@ -105,9 +107,8 @@ class Grpo:
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Runs GRPO from the policy, or from the run's last checkpoint."""
         trainer = RolloutGrpoTrainer(policy=policy, context=context, method=self)
-        checkpoint = context.folder.latest_checkpoint()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return trainer.current_policy(), trainer.state.global_step
+        num_steps = train_from_last_checkpoint(trainer, context.folder)
+        return trainer.current_policy(), num_steps
 
     def config(self, context: TrainingContext) -> GRPOConfig:
         """Trl's configuration of this run."""
@@ -156,7 +157,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
 class RolloutGrpoTrainer(GRPOTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
-    Four methods of trl are extended, none is rewritten: the loss, the advantages and the sampler are trl's own.
+    Six methods of trl are extended, none is rewritten: the loss, the advantages and the sampler are trl's own.
     """
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Grpo) -> None:
@@ -195,6 +196,9 @@ class RolloutGrpoTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, resume_from_checkpoint)
 
     def _row(self, example: Example) -> dict[str, Any]:
         text = self._policy.style.text(example)

@@ -20,6 +20,8 @@ from visual_r1.methods.training import (
     ProbeCallback,
     TrackingCallback,
     TrainingContext,
+    load_weights,
+    train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
 )
@@ -56,9 +58,8 @@ class Sft:
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Runs SFT from the policy, or from the run's last checkpoint."""
         trainer = CompletionSftTrainer(policy=policy, context=context, method=self)
-        checkpoint = context.folder.latest_checkpoint()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return replace(policy, model=trainer.accelerator.unwrap_model(trainer.model)), trainer.state.global_step
+        num_steps = train_from_last_checkpoint(trainer, context.folder)
+        return replace(policy, model=trainer.accelerator.unwrap_model(trainer.model)), num_steps
 
     def config(self, context: TrainingContext) -> SFTConfig:
         """Trl's configuration of this run."""
@@ -91,6 +92,9 @@ class CompletionSftTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, resume_from_checkpoint)
 
 
 def ending_at(collate: Callable[[Any], dict[str, Any]], end_token_ids: Collection[int]) -> Callable[[Any], Any]:

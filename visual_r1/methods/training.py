@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from visual_r1.examples import Example, Rollout
+from visual_r1.files import read_json
 from visual_r1.metrics.measure import Metric
 from visual_r1.models import Policy
 from visual_r1.parsing import is_correct, named_letter
@@ -114,6 +115,36 @@ RESERVED = frozenset(
     )
 )
 """The arguments of trl that the framework decides from its own settings."""
+
+
+def train_from_last_checkpoint(trainer: Any, folder: RunFolder) -> int:
+    """Trains to the end, on from the run's newest checkpoint where there is one; the number of optimizer steps."""
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is not None:
+        state = read_json(checkpoint / "trainer_state.json")
+        if state["global_step"] >= state["max_steps"]:
+            # Killed between the last checkpoint and the saved model; the trainer would take one more step.
+            trainer._load_from_checkpoint(str(checkpoint))
+            return state["global_step"]
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer.state.global_step
+
+
+def load_weights(model: Any, checkpoint: str) -> None:
+    """Puts the weights of a trainer's checkpoint into a model of the same class and the same adapters.
+
+    Instead of the trainer's own way (transformers 5.17), which goes on from the starting weights without an error: it
+    writes Qwen2-VL's weights under older names and looks for the names in memory, and of several adapters it leaves out
+    the trained one, which lies beside the folders of the others and not among them.
+    """
+    if isinstance(model, PreTrainedModel):
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+        return
+    for name in list(model.peft_config):
+        is_trained = name == "default"  # the other is trl's copy of it, the reference policy
+        model.load_adapter(checkpoint if is_trained else f"{checkpoint}/{name}", name, is_trainable=is_trained)
+    model.set_adapter("default")
 
 
 class TrackingCallback(TrainerCallback):
