@@ -32,8 +32,8 @@ def table(runs: list[dict[str, Any]]) -> str:
     num_items = {run["num_items"] for run in runs}
     lines = [
         f"Held-out accuracy on {'/'.join(map(str, sorted(num_items)))} questions (greedy, strict parser; 95 % Wilson "
-        f"intervals over items; chance {100 * runs[0]['chance']:.1f} %), mean response length in tokens, share of answers "
-        "that reflect:",
+        f"intervals over items; chance {100 * runs[0]['chance']:.1f} %), mean response length in tokens, share of "
+        "answers that reflect:",
         "",
         "| command | seed | accuracy before | accuracy after | length | reflection | minutes | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -28,6 +28,8 @@ class Example:
     """The letter of the right choice: "A" for ``choices[0]``."""
     category: str
     """The kind of question, for accuracy by category: "Count", "Relation", "Depth", "Distance"."""
+    solution_as_written: str | None = None
+    """How the data writes the solution, for SFT to imitate: SAT by the choice's words; None stands for its letter."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():

@@ -47,8 +47,8 @@ class PromptStyle:
         return [{"role": "user", "content": [*images, {"type": "text", "text": self.text(example)}]}]
 
     def answer_only(self, example: Example) -> str:
-        """The completion that SFT imitates: the right letter in its tags and no reasoning."""
-        answer = f"<answer>({example.solution})</answer>"
+        """The completion that SFT imitates: the solution in its tags and no reasoning."""
+        answer = f"<answer>{example.solution_as_written or f'({example.solution})'}</answer>"
         return f"</think>\n{answer}" if self.opens_think else answer
 
 

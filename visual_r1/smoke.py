@@ -60,7 +60,7 @@ def check_solution(style: PromptStyle, example: Example) -> None:
         is_truncated=False,
         prompt_opens_think=style.opens_think,
     )
-    by_words = style.answer_only(example).replace(f"({example.solution})", example.solution_text)
-    for completion in (rollout.completion, by_words):
+    written = (f"({example.solution})", example.solution_text, example.solution_as_written)
+    for completion in (style.answer_only(replace(example, solution_as_written=one)) for one in written):
         if not is_correct(replace(rollout, completion=completion)):
             raise ValueError(f"{example.id}: its own solution {completion!r} does not score 1; look at its choices")

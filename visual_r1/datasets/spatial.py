@@ -65,6 +65,8 @@ class Spatial(Sequence[Example]):
             choices=question.choices,
             solution="ABCD"[question.answer],
             category=question.category,
+            # As the corpus of nano writes it: a number names itself, and no letter need be looked up.
+            solution_as_written=question.choices[question.answer] if question.category == "Count" else None,
         )
 
     def draw(self, index: int) -> tuple[Scene, Question]:
