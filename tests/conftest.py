@@ -95,8 +95,8 @@ def _write_checkpoint(folder: Path, *, end_token: str) -> None:
         # errors behind ties; and without a likely end token no completion would end.
         for name, weight in model.named_parameters():
             if weight.ndim >= 2 and "embed_tokens" not in name:
-                weight.mul_(4)
-        model.model.language_model.norm.weight.mul_(5)
+                weight.mul_(3)
+        model.model.language_model.norm.weight.mul_(4)
         model.get_input_embeddings().weight[processor.tokenizer.eos_token_id].mul_(3)
     # An instruct checkpoint may end on either token, as Qwen2-VL's does.
     model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]

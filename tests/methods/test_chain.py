@@ -37,7 +37,7 @@ def stages(trl_arguments):
         "grpo": Grpo(
             prompts_per_step=2,
             micro_batch_size=8,
-            trl=trl_arguments(beta=0.04, max_steps=GRPO_STEPS, learning_rate=1.0),
+            trl=trl_arguments(beta=0.04, max_steps=GRPO_STEPS, learning_rate=0.3),
         ),
     }
 
@@ -61,6 +61,13 @@ def test_the_reference_policy_is_the_one_after_sft(run, checkpoint):
     assert abs(first) < 1e-6 < second
     start, tuned = weights(checkpoint("base")), weights(context.folder.path / "stages" / "sft" / "model")
     assert start.keys() == tuned.keys() and not any(torch.equal(start[name], tuned[name]) for name in start)
+    # Two clipped steps of length 0.3 lead at most 0.6 away from where RL began.
+    final = weights(context.folder.path / "stages" / "grpo" / "model")
+    assert 0 < distance(final, tuned) < 0.61 < distance(final, start)
+
+
+def distance(one, other):
+    return sum((one[name] - other[name]).square().sum().item() for name in one) ** 0.5
 
 
 def test_the_stages_share_one_axis_of_steps(run):
