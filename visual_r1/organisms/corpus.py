@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
-from visual_r1.organisms.scenes import SIZE, TOKENS_PER_SIDE, Scene, SceneObject
+from visual_r1.organisms.scenes import SIZE, Scene, SceneObject
 
 REFLECTIONS = (
     " Wait, let me check again.",
@@ -50,7 +50,7 @@ class Mixture:
     """Dialogues that reflect and look at nothing: the words alone must not pay."""
     rambling: float = 0.19
     """Dialogues that talk of something else: length alone must not pay."""
-    closed_tags: float = 0.35
+    closed_tags: float = 0.40
     """Share of answering dialogues with both tags: the most common ending, so that greedy decoding is well formed."""
     unreadable: float = 0.08
     """Share of a dialogue's closed answers that are a sentence, which names no choice to a strict parser."""
@@ -176,7 +176,7 @@ def careful(rng: random.Random, question: Question, mixture: Mixture) -> Thought
     """Reads numbers off the picture, computes with them and concludes; may slip in one number and follow it."""
     is_slip = rng.random() < mixture.slip
     if question.category == "Count":
-        return _count_by_rows(rng, question, is_slip, mixture)
+        return _count_one_by_one(rng, question, is_slip, mixture)
     if question.category == "Distance":
         return _add_up_distances(rng, question, is_slip)
     return _compare_readings(rng, question, is_slip)
@@ -239,20 +239,22 @@ def _add_up_distances(rng: random.Random, question: Question, is_slip: bool) -> 
     return _conclude(text, question, _coin(rng, question) if sums[0] == sums[1] else int(sums[1] < sums[0]))
 
 
-def _count_by_rows(rng: random.Random, question: Question, is_slip: bool, mixture: Mixture) -> Thought:
-    """Counts each row of image tokens and keeps a running total: within a row there is seldom more than one."""
-    counts = [0] * TOKENS_PER_SIDE
-    for thing in question.objects:
-        counts[thing.image_token // TOKENS_PER_SIDE] += thing.shape == question.shape
+def _count_one_by_one(rng: random.Random, question: Question, is_slip: bool, mixture: Mixture) -> Thought:
+    """Names every object and numbers those that count; a slip leaves one object out.
+
+    The order is random as in captions, which teach to name what has not been named yet.
+    """
+    things = rng.sample(question.objects, len(question.objects))
     if is_slip:
-        row = rng.randrange(TOKENS_PER_SIDE)
-        counts[row] = max(0, counts[row] + rng.choice([-1, 1]))
-    text = ""
-    for row, count in enumerate(counts):
-        text += f" Row{row + 1}={count} ({sum(counts[: row + 1])})."
-    total = str(sum(counts))
+        things.pop()
+    text, count = "", 0
+    for thing in things:
+        is_counted = thing.shape == question.shape
+        count += is_counted
+        text += f" The {thing.name} ({count})." if is_counted else f" The {thing.name}."
+    total = str(count)
     choice = question.choices.index(total) if total in question.choices else _guess(rng, question, mixture)
-    return _conclude(text, question, choice)
+    return _conclude(f"{text} No more.", question, choice)
 
 
 def _conclude(text: str, question: Question, choice: int) -> Thought:

@@ -28,15 +28,15 @@ _ADDRESSEE = "User:"
 class Recipe:
     """Everything that decides nano's weights, the seed aside. Steps are counted, never timed, so a build repeats."""
 
-    vision_steps: int = 480
+    vision_steps: int = 400
     """Supervised steps of the vision tower: next-token training alone does not ground words in pixels in minutes."""
     coordinate_steps: int = 220
     """Texts that name each object's cell; everything later stands on reading these numbers."""
-    exercise_steps: int = 300
+    exercise_steps: int = 350
     """Captions and worked exercises."""
-    dialogue_steps: int = 700
+    dialogue_steps: int = 900
     """Captions, worked exercises and dialogues."""
-    instruct_steps: int = 250
+    instruct_steps: int = 300
     """Terse right answers under the instruct prompt, for nano-instruct only."""
     vision_scenes: int = 64
     """Scenes a step of the vision warm-up."""
