@@ -36,7 +36,7 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 	$(OFFLINE) $(RUN) run.py model=base method=grpo
 
 test: setup ## Pass the tests
-	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored
 	$(OFFLINE) $(RUN) -m visual_r1.cli smoke \
