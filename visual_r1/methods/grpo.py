@@ -20,14 +20,13 @@ from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.training import (
     RESERVED,
-    ProbeCallback,
-    TrackingCallback,
     TrainingContext,
     load_weights,
     rollout_row,
     train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
+    watch,
 )
 from visual_r1.metrics.measure import measure
 from visual_r1.models import Policy
@@ -181,14 +180,7 @@ class RolloutGrpoTrainer(GRPOTrainer):
             processing_class=policy.processor,
             rollout_func=self._roll_out,
         )
-        self.remove_callback_named("PrinterCallback")
-        self.add_callback(TrackingCallback(context, description="GRPO"))
-        self.add_callback(ProbeCallback(self.current_policy(), context))
-
-    def remove_callback_named(self, name: str) -> None:
-        """Drops one of transformers' own callbacks, which would print every dictionary of numbers."""
-        for callback in [one for one in self.callback_handler.callbacks if type(one).__name__ == name]:
-            self.remove_callback(callback)
+        watch(self, self.current_policy(), context, description="GRPO")
 
     def current_policy(self) -> Policy:
         """The policy around the weights that are being trained."""

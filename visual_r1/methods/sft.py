@@ -17,13 +17,12 @@ from visual_r1.examples import Example
 from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.training import (
     RESERVED,
-    ProbeCallback,
-    TrackingCallback,
     TrainingContext,
     load_weights,
     train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
+    watch,
 )
 from visual_r1.models import Policy
 
@@ -85,10 +84,7 @@ class CompletionSftTrainer(SFTTrainer):
             processing_class=policy.processor,
         )
         self.data_collator = ending_at(self.data_collator, policy.end_token_ids)
-        for callback in [one for one in self.callback_handler.callbacks if type(one).__name__ == "PrinterCallback"]:
-            self.remove_callback(callback)
-        self.add_callback(TrackingCallback(context, description="SFT"))
-        self.add_callback(ProbeCallback(replace(policy, model=self.accelerator.unwrap_model(self.model)), context))
+        watch(self, replace(policy, model=self.accelerator.unwrap_model(self.model)), context, description="SFT")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""

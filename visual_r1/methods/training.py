@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json
@@ -25,13 +25,13 @@ from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import RolloutRow, Tracker
 
 _SHOWN = (
-    ("probe/accuracy", "accuracy", "{:.3f}"),
-    ("reward", "reward", "{:.2f}"),
     ("loss", "loss", "{:.3f}"),
+    ("reward", "reward", "{:.2f}"),
     ("completions/mean_length", "length", "{:.1f}"),
-    ("probe/completions/mean_length", "probe length", "{:.1f}"),
     ("reflection/any_rate", "reflection", "{:.2f}"),
-    ("probe/reflection/any_rate", "probe reflection", "{:.2f}"),
+    ("probe/accuracy", "| on the probe: accuracy", "{:.3f}"),
+    ("probe/completions/mean_length", "length", "{:.1f}"),
+    ("probe/reflection/any_rate", "reflection", "{:.2f}"),
 )
 
 
@@ -172,14 +172,14 @@ class TrackingCallback(TrainerCallback):
             return
         values = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         self._context.tracker.log(values, step=self._context.first_step + state.global_step)
-        self.show(values, state)
-
-    def show(self, values: dict[str, float], state: Any) -> None:
-        """Prints one line of numbers every `show_every_steps` steps."""
-        self._shown |= values
+        self.remember(values)
         if self._bar is not None and state.global_step % self._context.show_every_steps == 0:
             parts = [f"{label} {form.format(self._shown[key])}" for key, label, form in _SHOWN if key in self._shown]
             self._bar.write(f"step {self._context.first_step + state.global_step:>4}  " + "  ".join(parts))
+
+    def remember(self, values: Mapping[str, float]) -> None:
+        """Takes numbers for the next line that is shown."""
+        self._shown |= values
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Closes the progress bar."""
@@ -190,9 +190,12 @@ class TrackingCallback(TrainerCallback):
 class ProbeCallback(TrainerCallback):
     """Visits the probe before the first step and as training goes on."""
 
-    def __init__(self, policy: Policy, context: TrainingContext) -> None:
+    def __init__(
+        self, policy: Policy, context: TrainingContext, *, show: Callable[[Mapping[str, float]], None]
+    ) -> None:
         self._policy = policy
         self._context = context
+        self._show = show
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Measures step 0: whatever is there before training is not an effect of training."""
@@ -212,8 +215,17 @@ class ProbeCallback(TrainerCallback):
         step = self._context.first_step + state.global_step
         if state.is_world_process_zero:
             self._context.tracker.log(values, step=step)
+            self._show(values)
             rows = [rollout_row(rollout, self._context.keyword_hits) for rollout in rollouts]
             self._context.tracker.log_rollouts(rows, step=step, name="probe")
+
+
+def watch(trainer: Any, policy: Policy, context: TrainingContext, *, description: str) -> None:
+    """Puts our callbacks on a trainer in place of the one that prints every dictionary of numbers."""
+    trainer.remove_callback(PrinterCallback)
+    tracking = TrackingCallback(context, description=description)
+    trainer.add_callback(tracking)
+    trainer.add_callback(ProbeCallback(policy, context, show=tracking.remember))
 
 
 def rollout_row(rollout: Rollout, keyword_hits: Callable[[str], Sequence[str]]) -> RolloutRow:
