@@ -84,7 +84,7 @@ def write_card(
         "scenes of coloured shapes; it knows nothing else.",
         "",
         f"* Architecture: `Qwen2VLForConditionalGeneration`, {num_parameters:,} parameters, float32.",
-        f"* Seed {seed}; {minutes:.1f} minutes of training on {num_threads} threads"
+        f"* Seed {seed}; {minutes:.1f} minutes of training on {num_threads} CPU thread{'s' * (num_threads > 1)}"
         + (", those of nano-base included." if not is_base else "."),
         f"* Steps: vision {recipe.vision_steps}, coordinates {recipe.coordinate_steps}, exercises "
         f"{recipe.exercise_steps}, exercises with dialogues {recipe.dialogue_steps}"

@@ -34,9 +34,9 @@ class Recipe:
     """Texts that name each object's cell; everything later stands on reading these numbers."""
     exercise_steps: int = 350
     """Captions and worked exercises."""
-    dialogue_steps: int = 900
+    dialogue_steps: int = 750
     """Captions, worked exercises and dialogues."""
-    instruct_steps: int = 300
+    instruct_steps: int = 250
     """Terse right answers under the instruct prompt, for nano-instruct only."""
     vision_scenes: int = 64
     """Scenes a step of the vision warm-up."""
