@@ -131,7 +131,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         with _tracker(experiment) as tracker:
             num_steps = _train(experiment, tracker)
             before, after = _evaluate(experiment, num_steps)
-            summary = _summarise(experiment, before, after, num_steps=num_steps, started=started)
+            seconds = round(time.perf_counter() - started, 1)
+            summary = _summarise(
+                experiment, before, after, steps=num_steps, wall_seconds=seconds, is_resumed=is_resumed
+            )
             numbers = {key: value for key, value in summary.items() if key.endswith(("_before", "_after"))}
             tracker.log({f"benchmark/{key}": value for key, value in numbers.items()}, step=num_steps)
         _write_results(experiment.folder, after, summary)
@@ -213,9 +216,7 @@ def _report(experiment: Experiment, policy: Any, when: str) -> Report:
     )
 
 
-def _summarise(
-    experiment: Experiment, before: Report | None, after: Report, *, num_steps: int, started: float
-) -> dict[str, Any]:
+def _summarise(experiment: Experiment, before: Report | None, after: Report, **facts: Any) -> dict[str, Any]:
     from visual_r1.evaluation import summarise
 
     return summarise(
@@ -223,8 +224,7 @@ def _summarise(
         after.summary(),
         name=experiment.name,
         seed=experiment.seed,
-        steps=num_steps,
-        wall_seconds=round(time.perf_counter() - started, 1),
+        **facts,
         commit=provenance.commit(_ROOT),
         keywords=experiment.config["keywords"]["name"],
         command=experiment.command,
