@@ -143,6 +143,9 @@ def write_card(
         "evidence that a pretrained model reflects for the same reason. In earlier trials with a little unreflected "
         "careful reading in the dialogues, reinforcement learning took that shorter road, and reflection faded.",
         "",
+        "The layout of the corpus was chosen by how well exercises of the `probe` split were read; one GRPO run on an "
+        "earlier layout was looked at on the way. The numbers above are from the `test` split, which no choice has seen.",
+        "",
     ]
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ _RAMBLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Shares of the corpus; the five ways of answering add up to one."""
+    """Shares of the corpus; the six ways of answering add up to one."""
 
     direct: float = 0.40
     """Dialogues that guess at once: the habit reinforcement learning has to overcome."""
@@ -59,7 +59,7 @@ class Mixture:
     right_of_four: float = 0.40
     """How often a guess among four choices is right."""
     slip: float = 0.03
-    """How often a careful reading misreads one number."""
+    """How often a careful reading misreads one number, or leaves out one object."""
     second_check: float = 0.15
     """How often a careful reading is followed by an empty check: reflection may come twice."""
 
