@@ -143,8 +143,11 @@ def write_card(
         "evidence that a pretrained model reflects for the same reason. In earlier trials with a little unreflected "
         "careful reading in the dialogues, reinforcement learning took that shorter road, and reflection faded.",
         "",
-        "The layout of the corpus was chosen by how well exercises of the `probe` split were read; one GRPO run on an "
-        "earlier layout was looked at on the way. The numbers above are from the `test` split, which no choice has seen.",
+        "The shares of the dialogues come from a prototype and were chosen there with the outcome of "
+        "reinforcement learning in sight, the 0 % above all. The layout of questions and worked solutions was "
+        "chosen by how well exercises of the `probe` split were read. One GRPO run on an earlier layout was "
+        "looked at on the way, before the way of counting, the share of closed tags and the numbers of steps were "
+        "settled. The numbers above are from the `test` split, on which no earlier model was measured.",
         "",
     ]
     return "\n".join(lines)
