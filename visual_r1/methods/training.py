@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json
 from visual_r1.metrics.measure import Metric
-from visual_r1.models import Policy
+from visual_r1.models import CheckpointError, Policy
 from visual_r1.parsing import is_correct, named_letter
 from visual_r1.probe import Probe
 from visual_r1.rewards.weighted import WeightedReward
@@ -112,6 +113,9 @@ RESERVED = frozenset(
         *("dataloader_pin_memory", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("reward_weights", "use_vllm", "log_completions", "remove_unused_columns", "generation_batch_size"),
         *("steps_per_generation", "completion_only_loss", "max_length"),
+        # With one of these a killed run would not resume as it was, or something would leave this machine.
+        *("save_only_model", "ignore_data_skip", "resume_from_checkpoint", "logging_strategy", "push_to_hub"),
+        *("load_best_model_at_end", "restore_callback_states_from_checkpoint"),
     )
 )
 """The arguments of trl that the framework decides from its own settings."""
@@ -138,7 +142,12 @@ def load_weights(model: Any, checkpoint: str) -> None:
     the trained one, which lies beside the folders of the others and not among them.
     """
     if isinstance(model, PreTrainedModel):
-        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+        try:
+            saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{checkpoint} is damaged ({str(error).splitlines()[0]}): delete it to resume from the one before"
+            ) from error
         model.load_state_dict(saved.state_dict())
         return
     for name in list(model.peft_config):
@@ -244,8 +253,3 @@ def rollout_row(rollout: Rollout, keyword_hits: Callable[[str], Sequence[str]]) 
         "is_truncated": rollout.is_truncated,
         "keyword_hits": list(keyword_hits(rollout.completion)),
     }
-
-
-def with_model(policy: Policy, model: Any) -> Policy:
-    """The same policy around a model that a trainer has wrapped or unwrapped."""
-    return replace(policy, model=model)
