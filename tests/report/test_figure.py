@@ -32,6 +32,13 @@ def test_a_full_run_has_three_panels_with_units(tmp_path):
     assert not any("Not measured" in word for word in found)
 
 
+def test_the_accuracy_panel_shows_how_many_answers_can_be_read(tmp_path):
+    aha_moment_figure([{**row, "probe/format/parse_rate": 0.6} for row in ROWS], tmp_path / "read.png")
+    assert "readable answers" in words(tmp_path / "read.svg")
+    aha_moment_figure(ROWS, tmp_path / "figure.png")
+    assert "readable answers" not in words(tmp_path / "figure.svg")
+
+
 def test_no_interval_is_drawn_without_a_number_of_items(tmp_path):
     aha_moment_figure(ROWS, tmp_path / "figure.png")
     assert "95 % interval" not in words(tmp_path / "figure.svg")

@@ -1,7 +1,10 @@
 """The aha-moment figure: accuracy, response length and reflection of one run against its optimizer steps.
 
 The three belong together. A longer completion holds more of any phrase by chance, so a rising reflection rate means
-something only beside the length, and neither is worth anything without the accuracy.
+something only beside the length, and neither is worth anything without the accuracy. An answer that cannot be read is
+wrong, so accuracy may start far below guessing: the share of answers that can be read stands in the same panel.
+
+A row of the metrics at step k holds the training rollouts that step k learned from, and the probe after step k.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from visual_r1.statistics import wilson
 _PROBE_COLOUR = "#0072B2"
 _TRAINING_COLOUR = "#D55E00"
 _GREY = "#6E6E6E"
+_READABLE = "probe/format/parse_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,7 @@ def aha_moment_figure(
             marks.values(),
             marks.keys(),
             loc="outside upper center",
-            ncols=len(marks),
+            ncols=min(len(marks), 3),
             handlelength=1.8,
             columnspacing=1.4,
             title=title,
@@ -167,8 +171,13 @@ def _draw(
                 axis.fill_between(steps, low, high, color=_PROBE_COLOUR, alpha=0.18, lw=0, label="95 % interval")
             else:
                 axis.vlines(steps, low, high, color=_PROBE_COLOUR, lw=1, label="95 % interval")
-    if panel.probe == "probe/accuracy" and chance is not None:
-        axis.axhline(scale * chance, color=_GREY, lw=1, ls=(0, (4, 3)), label="chance")
+    if panel.probe == "probe/accuracy":
+        steps, values = _curve(rows, _READABLE)
+        if steps:
+            shares = [scale * value for value in values]
+            axis.plot(steps, shares, color=_PROBE_COLOUR, lw=0.8, ls=":", clip_on=False, label="readable answers")
+        if chance is not None:
+            axis.axhline(scale * chance, color=_GREY, lw=1, ls=(0, (4, 3)), label="chance")
     axis.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
     axis.set_ylabel(panel.unit)
     _, top = axis.get_ylim()
