@@ -47,7 +47,6 @@ def test_format(rollout):
     ("groups", "shares"),
     [
         pytest.param([[1, 1], [0, 0], [0, 1], [1, 0]], (1 / 4, 1 / 4, 1 / 2), id="groups-of-two"),
-        pytest.param([[1], [0], [0]], (1 / 3, 2 / 3, 0.0), id="groups-of-one"),
         pytest.param([[1, 1, 1, 0], [0]], (0.0, 1 / 2, 1 / 2), id="groups-of-several-sizes"),
     ],
 )
@@ -62,8 +61,12 @@ def test_groups(rollout, groups, shares):
 
 
 def test_groups_of_one_example_apart_from_each_other_are_two(rollout):
-    rollouts = [rollout(RIGHT, example_id="a"), rollout(RIGHT, example_id="b"), rollout(WRONG, example_id="a")]
+    rollouts = [rollout(RIGHT, example_id=name) for name in "aab"] + [rollout(WRONG, example_id="a")]
     assert Groups()(rollouts)["groups/mixed"] == 0.0
+
+
+def test_without_a_second_rollout_of_any_example_there_are_no_groups(rollout):
+    assert Groups()([rollout(RIGHT, example_id="a"), rollout(WRONG, example_id="b")]) == {}
 
 
 def test_length(rollout):
