@@ -27,7 +27,7 @@ METRICS = [
     Format(),
     Groups(),
     Length(),
-    *(Reflection(phrases=values["phrases"], list_name=values["name"]) for values in LISTS),
+    Reflection(phrases=tuple({word.strip("*"): word for values in LISTS for word in values["phrases"]}.values())),
 ]
 CHOICES = [("left", "right"), ("3", "2", "4"), ("A", "B"), ("B", "A"), ("(a) x", ".", "x")]
 

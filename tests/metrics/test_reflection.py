@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from visual_r1.metrics.measure import measure
 from visual_r1.metrics.reflection import Reflection
 
 CONF = Path(__file__).parents[2] / "conf" / "keywords"
@@ -72,12 +71,15 @@ def test_the_prompt_is_not_read(rollout):
     assert values["reflection/any_rate"] == 0.0
 
 
-def test_several_lists_stand_side_by_side(rollout):
-    metrics = [Reflection(phrases=load(name)["phrases"], list_name=name) for name in LISTS]
-    values = measure(metrics, [rollout("wait, that is possible")])
-    assert values["reflection/default/any_rate"] == 1.0
-    assert values["reflection/visualthinker/keyword/possibl"] == 1.0
-    assert values["reflection/oat_zero/any_rate"] == 0.0
+def test_a_phrase_counts_within_longer_ones_in_its_own_curve_and_once_per_token(rollout):
+    reflection = Reflection(phrases=("let me check", "check again", "*check*", "wait*"))
+    values = reflection([rollout("let me check again", num_tokens=10), rollout("waiting", num_tokens=10)])
+    assert values["reflection/keyword/let_me_check"] == 1 / 2
+    assert values["reflection/keyword/check_again"] == 1 / 2
+    assert values["reflection/keyword/check"] == 1 / 2
+    assert values["reflection/keyword/wait"] == 1 / 2
+    assert values["reflection/any_rate"] == 1.0
+    assert values["reflection/per_1k_tokens"] == 1000 * 2 / 20
 
 
 @pytest.mark.parametrize(

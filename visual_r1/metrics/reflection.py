@@ -20,23 +20,24 @@ class Reflection:
     rate per token can. Plot the two together, from step 0 (arXiv 2503.20783: base models reflect before any training).
 
     A phrase matches whole words in either case, any blanks between its words. A ``*`` lifts the word boundary on its
-    side: ``possibl*`` is a prefix, ``*wait*`` a substring as most papers count it. The text is read from left to right
-    and no part of it counts twice: of phrases that start at the same place the longest counts, so "double-check" is not
-    also a "check".
+    side: ``possibl*`` is a prefix, ``*wait*`` a substring as most papers count it.
+
+    For the rate per token the text is read from left to right and no part of it counts twice: of phrases that start at
+    the same place the longest counts, so "double-check" is not also a "check". A phrase's own curve knows nothing of
+    the other phrases: "let me check again" is a "let me check" and a "check again".
 
     Returns:
         ``reflection/any_rate``: share of rollouts with at least one phrase, in [0, 1].
         ``reflection/any_rate_correct``, ``reflection/any_rate_incorrect``: the same among right and wrong rollouts.
         ``reflection/per_1k_tokens``: phrases per 1,000 completion tokens, over all rollouts together.
-        ``reflection/keyword/<word>``: share of rollouts with this phrase; stars left out, blanks as underscores.
+        ``reflection/keyword/<word>``: share of rollouts that hold this phrase, within longer phrases too; stars
+            left out, blanks as underscores.
 
     Raises:
         ValueError: there is no phrase, a phrase has no word, two phrases have one name, or a star is inside a phrase.
     """
 
     phrases: tuple[str, ...]
-    list_name: str = ""
-    """Set apart several lists in one run: the names then begin with ``reflection/<list_name>/``."""
 
     def __post_init__(self) -> None:
         if isinstance(self.phrases, str) or not self.phrases:
@@ -52,24 +53,26 @@ class Reflection:
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         found = [self.find(rollout.completion) for rollout in rollouts]
         correct = [is_correct(rollout) for rollout in rollouts]
-        root = f"reflection/{self.list_name}" if self.list_name else "reflection"
         samples = {
-            f"{root}/any_rate": [bool(words) for words in found],
-            f"{root}/any_rate_correct": [bool(words) for words, right in zip(found, correct, strict=True) if right],
-            f"{root}/any_rate_incorrect": [
+            "reflection/any_rate": [bool(words) for words in found],
+            "reflection/any_rate_correct": [bool(words) for words, right in zip(found, correct, strict=True) if right],
+            "reflection/any_rate_incorrect": [
                 bool(words) for words, right in zip(found, correct, strict=True) if not right
             ],
         }
-        for word in self._words:
-            samples[f"{root}/keyword/{word.replace(' ', '_')}"] = [word in words for words in found]
+        for word, pattern in self._pattern_of_word.items():
+            samples[f"reflection/keyword/{word.replace(' ', '_')}"] = [
+                bool(re.search(pattern, rollout.completion, re.IGNORECASE)) for rollout in rollouts
+            ]
         values = means(samples)
         if num_tokens := sum(rollout.num_tokens for rollout in rollouts):
-            values[f"{root}/per_1k_tokens"] = 1000 * sum(map(len, found)) / num_tokens
+            values["reflection/per_1k_tokens"] = 1000 * sum(map(len, found)) / num_tokens
         return values
 
     def find(self, text: str) -> tuple[str, ...]:
         """The phrases in a text, in order and as often as they occur, in lower case without their stars."""
-        return tuple(self._word_of_group[match.lastindex] for match in self._pattern.finditer(text))
+        words = tuple(self._pattern_of_word)
+        return tuple(words[match.lastindex - 1] for match in self._pattern.finditer(text) if match.lastindex)
 
     @cached_property
     def _words(self) -> tuple[str, ...]:
@@ -78,18 +81,15 @@ class Reflection:
         )
 
     @cached_property
-    def _word_of_group(self) -> dict[int | None, str]:
-        """The word of each group of the pattern, longest first: of alternatives at one place, `re` takes the first."""
-        return dict(enumerate(sorted(self._words, key=len, reverse=True), start=1))
+    def _pattern_of_word(self) -> dict[str, str]:
+        """Longest word first: of alternatives at one place, `re` takes the first."""
+        patterns = {}
+        for word, phrase in sorted(zip(self._words, self.phrases, strict=True), key=lambda pair: -len(pair[0])):
+            before = "" if phrase.strip().startswith("*") else r"(?<!\w)"
+            after = "" if phrase.strip().endswith("*") else r"(?!\w)"
+            patterns[word] = before + r"\s+".join(map(re.escape, word.split())) + after
+        return patterns
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        phrases = dict(zip(self._words, self.phrases, strict=True))
-        groups = []
-        for word in self._word_of_group.values():
-            phrase = phrases[word].strip()
-            before = "" if phrase.startswith("*") else r"(?<!\w)"
-            after = "" if phrase.endswith("*") else r"(?!\w)"
-            spaced = r"\s+".join(map(re.escape, word.split()))
-            groups.append(f"({before}{spaced}{after})")
-        return re.compile("|".join(groups), re.IGNORECASE)
+        return re.compile("|".join(f"({pattern})" for pattern in self._pattern_of_word.values()), re.IGNORECASE)
