@@ -1,4 +1,4 @@
-"""The nouns of the project: an example, a rollout, a group. No torch here."""
+"""The nouns of the project: an example and a rollout. No torch here."""
 
 from __future__ import annotations
 
@@ -72,14 +72,3 @@ class Rollout:
     def text(self) -> str:
         """The completion with the ``<think>`` that the prompt may have opened for it."""
         return f"<think>{self.completion}" if self.prompt_opens_think else self.completion
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rollouts of one prompt: what an advantage is relative to."""
-
-    rollouts: tuple[Rollout, ...]
-
-    def __post_init__(self) -> None:
-        if len({rollout.example.id for rollout in self.rollouts}) != 1:
-            raise ValueError("a group holds the rollouts of exactly one example")

@@ -1,4 +1,4 @@
-"""The weighted sum."""
+"""Weighted rewards and their scores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from visual_r1.rewards.accuracy import ChoiceAccuracy
 from visual_r1.rewards.format import WellFormed
 from visual_r1.rewards.length_bonus import LengthBonus
 from visual_r1.rewards.trl_function import TrlFunction
-from visual_r1.rewards.weighted import WeightedReward, score, weighted_sum
+from visual_r1.rewards.weighted import WeightedReward, score
 
 
 def weighted(name, weight, function):
     return WeightedReward(name=name, weight=weight, function=function)
 
 
-def test_scores_by_name_and_their_weighted_sum(rollout):
+def test_scores_stand_by_name_and_without_their_weights(rollout):
     rewards = [
         weighted("accuracy", 1.0, ChoiceAccuracy()),
         weighted("format", 0.0, WellFormed()),
@@ -23,7 +23,6 @@ def test_scores_by_name_and_their_weighted_sum(rollout):
     ]
     scores = score(rewards, rollout("<think>x</think><answer>B</answer>", num_tokens=40))
     assert scores == {"accuracy": 1.0, "format": 1.0, "length": 0.4}
-    assert weighted_sum(rewards, scores) == pytest.approx(1.0 - 0.2)
 
 
 def test_two_rewards_of_one_name_are_refused(rollout):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -80,12 +79,3 @@ def _write(folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen
 def _refuse_existing(folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; move it away or build elsewhere")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder that will hold nano-base and nano-instruct")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-threads", type=int, default=2)
-    arguments = parser.parse_args()
-    build(arguments.out, seed=arguments.seed, num_threads=arguments.num_threads)

@@ -1,9 +1,9 @@
-"""The reward of a run: a weighted sum of scores."""
+"""The reward of a run is a weighted sum of scores: here are its terms; trl's trainer takes the sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from visual_r1.examples import Rollout
@@ -49,8 +49,3 @@ def score(rewards: Sequence[WeightedReward], rollout: Rollout) -> dict[str, floa
         if not 0 <= scores[reward.name] <= 1:  # also true of NaN
             raise ValueError(f"reward {reward.name}: the score is {scores[reward.name]}, expected 0 to 1")
     return scores
-
-
-def weighted_sum(rewards: Sequence[WeightedReward], scores: Mapping[str, float]) -> float:
-    """The reward that the policy is trained on, from the scores that ``score`` gave."""
-    return math.fsum(reward.weight * scores[reward.name] for reward in rewards)
