@@ -80,7 +80,7 @@ def write_card(
     lines = [
         f"# {name}",
         "",
-        f"`{name}` is {summary} It is made from random weights by `visual_r1.organisms.build`, on a CPU, from drawn "
+        f"`{name}` is {summary} It is made from random weights by `visual-r1 organism build`, on a CPU, from drawn "
         "scenes of coloured shapes; it knows nothing else.",
         "",
         f"* Architecture: `Qwen2VLForConditionalGeneration`, {num_parameters:,} parameters, float32.",
@@ -96,7 +96,10 @@ def write_card(
         "",
         f"On {len(abilities.greedy)} questions of the `test` split, under {prompt}, at most {MAX_NEW_TOKENS} new "
         "tokens. Right means: exactly one `<answer>`, which names the right choice and no other. Brackets are 95 % "
-        "Wilson intervals. Guessing is right in 50 % of the questions (Count: 25 %), 43.75 % overall.",
+        "Wilson intervals. Guessing is right in 50 % of the questions (Count: 25 %), 43.75 % overall. The rate of "
+        "reflection counts the words named in its row and no others; runs count by `keywords=default`. The questions "
+        "include those of `benchmark=spatial`, so a choice made by looking at this card is tuned on that benchmark. "
+        "For the shipped models none was: their cards were measured once, after the final build.",
         "",
         "| | greedy | temperature 1 |",
         "| --- | --- | --- |",
