@@ -70,7 +70,7 @@ def test_every_method_takes_its_own_arguments(method):
         ("dapo", {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "mask_truncated_completions": True}),
         ("gspo", {"importance_sampling_level": "sequence", "num_iterations": 2, "beta": 0.0}),
         ("gpg", {"scale_rewards": "none", "beta": 0.0}),
-        ("rloo", {"scale_rewards": "none"}),
+        ("rloo", {"scale_rewards": "none", "beta": 0.0}),
     ],
 )
 def test_a_recipe_is_what_its_paper_says(method, values):
