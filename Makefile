@@ -6,8 +6,7 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
-# Twice quiet: pip's warnings here are about its own indexes; its errors still show.
-PIP := $(RUN) -m pip install --disable-pip-version-check --quiet --quiet
+PIP := $(RUN) -m pip install --disable-pip-version-check
 
 # Nothing but `setup` touches the network, and nothing asks a hub. One thread a test worker: two that use all cores each
 # are slower than one.
@@ -27,7 +26,7 @@ $(READY): pyproject.toml requirements.lock tools/cure_torchvision.py
 		{ echo "Python 3.11 to 3.13 is needed and $(PYTHON) is not: make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(RUN) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing torch, transformers, trl and what they need into $(VENV): 1.6 GB and about two minutes without a GPU"
-	@$(PIP) --upgrade pip
+	@$(PIP) --quiet --quiet --upgrade pip
 	@$(PIP) -e '.[dev]' -c requirements.lock
 	@$(RUN) tools/cure_torchvision.py
 	@touch $@
