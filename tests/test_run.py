@@ -20,7 +20,7 @@ from visual_r1.config import compose_config
 from visual_r1.experiment import prepare, run
 from visual_r1.files import read_json
 from visual_r1.models import ModelSource
-from visual_r1.run_folder import RunFinishedError, RunFolder
+from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError
 from visual_r1.statistics import wilson
 from visual_r1.tracking import read_offline_wandb
 
@@ -130,7 +130,11 @@ def test_a_run_leaves_its_record(grpo, place):
 
 
 def test_the_summary_is_the_evaluation_counted_again(grpo):
-    summary, items = grpo.summary, pyarrow.parquet.read_table(grpo.folder.evaluation_items).to_pylist()
+    summary, rows = grpo.summary, pyarrow.parquet.read_table(grpo.folder.evaluation_items).to_pylist()
+    items = [row for row in rows if row["when"] == "after"]
+    before = [row for row in rows if row["when"] == "before"]
+    assert [row["example_id"] for row in before] == [row["example_id"] for row in items]  # the same items, for pairing
+    assert summary["accuracy_before"] == sum(row["correct"] for row in before) / 8
     assert summary == read_json(grpo.folder.summary)
     assert (summary["steps"], summary["seed"], summary["num_items"], len(items)) == (STEPS, 0, 8, 8)
     num_correct = sum(item["correct"] for item in items)
@@ -147,6 +151,10 @@ def test_the_summary_is_the_evaluation_counted_again(grpo):
     for name in ("accuracy", "length", "reflection", "blank_accuracy", "parse_rate", "truncated_rate"):
         assert {f"{name}_before", f"{name}_after"} <= summary.keys()
     assert {"chance", "majority", "accuracy_before_interval", "name", "keywords"} <= summary.keys()
+    first, last = grpo.metrics[0], grpo.metrics[-1]
+    assert summary["probe_reflection_before"] == first["probe/reflection/any_rate"]
+    assert summary["probe_length_after"] == last["probe/completions/mean_length"]
+    assert summary["commit"] == read_json(grpo.folder.provenance)["code"]["commit"]
 
 
 def test_the_model_loads_without_us_and_as_one_of_ours(grpo):
@@ -183,13 +191,16 @@ def test_the_curves_have_their_names(grpo):
 
 def test_sampled_rollouts_are_kept(grpo):
     files = sorted(path.name for path in grpo.folder.completions.iterdir())
-    assert files == [f"step_{step:05d}.parquet" for step in (0, 2, 4, 5)]
+    assert files == [f"step_{step:05d}.parquet" for step in (0, 1, 2, 4, 5)]
     rows = pyarrow.parquet.read_table(grpo.folder.completions_at(2)).to_pylist()
     assert [row["source"] for row in rows] == ["probe"] * 4 + ["train"] * 8
     for row in rows[4:]:
         assert row["score/by_length"] == pytest.approx(0.1 * row["num_tokens"])
         assert row["group"] in (0, 1) and row["advantage"] is not None
     assert rows[0]["score/by_length"] is None
+    # A row of metrics.jsonl and the file of its step hold the same rollouts.
+    [curves] = [row for row in grpo.metrics if row["step"] == 2]
+    assert curves["completions/mean_length"] == pytest.approx(sum(row["num_tokens"] for row in rows[4:]) / 8)
 
 
 def test_wandb_has_the_numbers_of_the_record(grpo):
@@ -260,7 +271,8 @@ def test_a_run_cut_off_after_its_last_step_trains_no_further(place, grpo, tmp_pa
 def test_a_finished_run_is_never_overwritten(grpo, place):
     with pytest.raises(RunFinishedError, match="never overwritten"):
         prepare(compose_config(place.overrides("runs")))
-    with pytest.raises(RunFinishedError):
+    # Skipping this as finished would pass one setting's numbers off as another's.
+    with pytest.raises(RunFolderError, match=r"a finished run with another configuration \(.*scale\.max_steps"):
         prepare(compose_config(place.overrides("runs", "scale.max_steps=7")))
 
 
@@ -294,7 +306,14 @@ BAD = {
     "trl value": (["method.trl.loss_type=gpro"], "loss_type=gpro"),
     "freeze": (["freeze.parts=[vison]"], "vison"),
     "everything frozen": (["freeze.parts=[vision,llm]"], "every part is frozen"),
-    "no examples": (["scale.probe_size=0"], "dataset.probe"),
+    "no examples": (["dataset.probe.size=0"], "dataset.probe"),
+    "no steps": (["scale.max_steps=0"], "scale.max_steps=0"),
+    "negative seed": (["seed=-1"], "seed=-1"),
+    "greedy groups": (["method.trl.temperature=0"], "method.trl.temperature=0"),
+    "benchmark temperature": (["benchmark.temperature=-1"], "temperature=-1"),
+    "two length limits": (["method.trl.max_completion_length=99"], "scale.max_completion_length"),
+    "adapters on what is frozen": (["freeze=llm", "adapter=lora"], "freeze=llm adapter=lora"),
+    "W&B mode": (["tracker.wandb_mode=onlin"], "onlin"),
     "runs folder": (["runs_dir=/proc/runs"], "/proc/runs"),
     "user function": (
         ["+reward/term@reward.terms.mine=trl_function", "reward.terms.mine.function.path=no.such.function"],

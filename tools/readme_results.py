@@ -20,6 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     runs = [json.loads((run / "summary.json").read_text()) for run in parser.parse_args().runs]
+    runs = [run for run in runs if run["steps"]]  # an evaluation has no before and after
+    if dirty := [run["name"] for run in runs if run["is_dirty"]]:
+        raise SystemExit(f"made from uncommitted code, so nobody could make them again: {dirty}")
     runs.sort(key=lambda run: (run["name"], run["seed"]))
     text = README.read_text()
     if not _BLOCK.search(text):
@@ -31,21 +34,23 @@ def table(runs: list[dict[str, Any]]) -> str:
     """The runs as a Markdown table with the commands that make them."""
     num_items = {run["num_items"] for run in runs}
     lines = [
-        f"Held-out accuracy on {'/'.join(map(str, sorted(num_items)))} questions (greedy, strict parser; 95 % Wilson "
-        f"intervals over items; chance {100 * runs[0]['chance']:.1f} %), mean response length in tokens, share of "
-        "answers that reflect:",
+        f"Accuracy on {'/'.join(map(str, sorted(num_items)))} held-out questions (greedy, strict parser; 95 % Wilson "
+        f"intervals over items; chance {100 * runs[0]['chance']:.1f} %, best constant answer "
+        f"{100 * runs[0]['majority']:.1f} %) and with a blank image after training. Length in tokens and the share of "
+        "completions that reflect are sampled on the probe at temperature 1, where a base model reflects before any "
+        "training.",
         "",
-        "| command | seed | accuracy before | accuracy after | length | reflection | minutes | commit |",
+        "| command | accuracy before | accuracy after | blank image | length | reflection | minutes | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         cells = [
             f"`{run['command']}`",
-            str(run["seed"]),
             _share(run, "before"),
             _share(run, "after"),
-            f"{run['length_before']:.0f} → {run['length_after']:.0f}",
-            f"{100 * run['reflection_before']:.0f} → {100 * run['reflection_after']:.0f} %",
+            f"{100 * run['blank_accuracy_after']:.1f} %",
+            f"{run['probe_length_before']:.0f} → {run['probe_length_after']:.0f}",
+            f"{100 * run['probe_reflection_before']:.0f} → {100 * run['probe_reflection_after']:.0f} %",
             f"{run['wall_seconds'] / 60:.1f}",
             (run["commit"] or "unknown")[:10],
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class ScaleConfig:
     train_size: int = MISSING
     probe_size: int = MISSING
     probe_every_steps: int = MISSING
+    probe_temperature: float = MISSING
     benchmark_size: int = MISSING
     rollout_batch_size: int = MISSING
     save_every_steps: int = MISSING
@@ -155,12 +157,19 @@ class RolloutConfig:
     engine: Any = MISSING
 
 
+class WandbMode(Enum):
+    """Whether W&B writes to the run folder or to its server."""
+
+    offline = "offline"
+    online = "online"
+
+
 @dataclass
 class TrackerConfig:
     """Where numbers go beside ``metrics.jsonl``."""
 
     name: str = MISSING
-    wandb_mode: str | None = MISSING
+    wandb_mode: WandbMode | None = MISSING
     project: str = MISSING
 
 
@@ -237,8 +246,17 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         except Exception as error:  # Hydra's own kinds have no common base; each names the key and the choices
             if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
                 raise
-            reasons = [str(one) for one in (error, error.__cause__) if one is not None]
-            raise ConfigError(" ".join(": ".join(reasons).split())) from error
+            reasons = [_in_short(str(one)) for one in (error, error.__cause__) if one is not None]
+            raise ConfigError(": ".join(reasons)) from error
+
+
+def _in_short(reason: str) -> str:
+    """An error of Hydra or OmegaConf in one line, without where it looked and which of its own types were involved."""
+    lines = reason.partition("Config search path")[0].splitlines()
+    kept = [
+        line.strip() for line in lines if not line.strip().startswith(("full_key:", "object_type=", "reference_type"))
+    ]
+    return " ".join(" ".join(kept).split())
 
 
 def expand_model_path(arguments: Sequence[str]) -> list[str]:
@@ -366,7 +384,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     OmegaConf.set_struct(node, False)
     node.pop("hydra", None)
     try:
-        result = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        result = OmegaConf.to_container(node, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     check_targets(node)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visual_r1 import provenance
 from visual_r1.config import ConfigError, build, resolve, run_name
 from visual_r1.examples import Example
-from visual_r1.files import write_json, write_parquet
+from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.measure import Metric
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import Adapter, ModelSource, saved_steps
@@ -47,6 +47,8 @@ class Experiment:
     metrics: tuple[Metric, ...]
     reflection: Reflection
     engine: RolloutEngine
+    probe_sampling: Sampling
+    benchmark_sampling: Sampling
     train: Sequence[Example]
     probe: Sequence[Example]
     benchmark: Sequence[Example]
@@ -73,6 +75,7 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
     config = resolve(cfg)
     name = run_name(cfg)
     folder = RunFolder(Path(cfg.runs_dir) / name / f"seed{cfg.seed}")
+    _check_ranges(config)
     folder.check(config)
     source = ModelSource(**{key: cfg.model[key] for key in ("name", "path", "prompt", "dtype", "trust_remote_code")})
     rewards = tuple(
@@ -85,6 +88,12 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
         raise ConfigError(f"freeze.parts={sorted(cfg.freeze.parts)}: unknown {sorted(unknown)}, expected vision or llm")
     if {"vision", "llm"} <= set(cfg.freeze.parts):
         raise ConfigError(f"freeze.parts={sorted(cfg.freeze.parts)}: every part is frozen, nothing is left to train")
+    if "llm" in cfg.freeze.parts and cfg.adapter.lora is not None:
+        raise ConfigError("freeze=llm adapter=lora: the adapters would train the language model; choose one of the two")
+    limit = config["scale"]["max_completion_length"]
+    node = config["benchmark"]
+    benchmark_sampling = Sampling(max_completion_length=node["max_completion_length"], temperature=node["temperature"])
+    probe_sampling = Sampling(max_completion_length=limit, temperature=config["scale"]["probe_temperature"])
     datasets = {
         "dataset.train": build(cfg.dataset.train),
         "dataset.probe": build(cfg.dataset.probe),
@@ -110,19 +119,25 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
         metrics=tuple(build(node) for node in cfg.metrics.values()),
         reflection=reflection,
         engine=build(cfg.rollout.engine),
+        probe_sampling=probe_sampling,
+        benchmark_sampling=benchmark_sampling,
         train=datasets["dataset.train"],
         probe=datasets["dataset.probe"],
         benchmark=datasets["benchmark.examples"],
     )
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment, *, started: float | None = None) -> dict[str, Any]:
     """Runs a prepared experiment to its end, or on from where it was interrupted; the same command resumes it.
+
+    Args:
+        experiment: what `prepare` made.
+        started: ``time.perf_counter()`` at the command's start, to count the time that preparing took.
 
     Returns:
         The contents of ``summary.json``.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     record = provenance.record(config=experiment.config, data=_fingerprints(experiment), root=_ROOT)
     with experiment.folder.open(experiment.config, record) as is_resumed:
         _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
@@ -137,7 +152,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
             )
             numbers = {key: value for key, value in summary.items() if key.endswith(("_before", "_after"))}
             tracker.log({f"benchmark/{key}": value for key, value in numbers.items()}, step=num_steps)
-        _write_results(experiment.folder, after, summary)
+        _write_results(experiment.folder, before, after, summary)
     return summary
 
 
@@ -159,8 +174,7 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
         probe=Probe(
             examples=experiment.probe,
             engine=experiment.engine,
-            # As training samples: greedy answers hide what a policy does only sometimes.
-            sampling=Sampling(max_completion_length=scale["max_completion_length"], temperature=1.0),
+            sampling=experiment.probe_sampling,
             metrics=experiment.metrics,
             rewards=experiment.rewards,
             every_steps=scale["probe_every_steps"],
@@ -204,15 +218,15 @@ def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Re
 def _report(experiment: Experiment, policy: Any, when: str) -> Report:
     from visual_r1.evaluation import evaluate
 
-    node = experiment.config["benchmark"]
+    name = experiment.config["benchmark"]["name"]
     return evaluate(
         policy,
         experiment.engine,
         experiment.benchmark,
-        benchmark=node["name"],
-        sampling=Sampling(max_completion_length=node["max_completion_length"], temperature=node["temperature"]),
+        benchmark=name,
+        sampling=experiment.benchmark_sampling,
         reflection=experiment.reflection,
-        description=f"benchmark {node['name']}, {when}",
+        description=f"benchmark {name}, {when}",
     )
 
 
@@ -225,17 +239,64 @@ def _summarise(experiment: Experiment, before: Report | None, after: Report, **f
         name=experiment.name,
         seed=experiment.seed,
         **facts,
-        commit=provenance.commit(_ROOT),
+        **_code(experiment.folder),
+        **_probe_ends(experiment.folder.read_metrics()),
         keywords=experiment.config["keywords"]["name"],
         command=experiment.command,
     )
 
 
-def _write_results(folder: RunFolder, after: Report, summary: Mapping[str, Any]) -> None:
+def _code(folder: RunFolder) -> dict[str, Any]:
+    """The code that the run began with; the checkout may have moved on since."""
+    code = read_json(folder.provenance)["code"]
+    return {"commit": code["commit"], "is_dirty": code["is_dirty"]}
+
+
+def _probe_ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The first and the last visit of the probe, which samples as training does: greedy answers hide rare behaviour."""
+    visits = [row for row in rows if row.get("probe/accuracy") is not None]
+    names = {
+        "accuracy": "probe/accuracy",
+        "length": "probe/completions/mean_length",
+        "reflection": "probe/reflection/any_rate",
+        "parse_rate": "probe/format/parse_rate",
+    }
+    ends = {"before": visits[:1], "after": visits[-1:]}
+    return {
+        f"probe_{name}_{when}": row[key]
+        for when, found in ends.items()
+        for row in found
+        for name, key in names.items()
+        if row.get(key) is not None
+    }
+
+
+def _check_ranges(config: Mapping[str, Any]) -> None:
+    """Refuses counts that are no counts, in one place for every scale."""
+    if config["seed"] < 0:
+        raise ConfigError(f"seed={config['seed']}: expected 0 or more")
+    optional = {"num_threads"}
+    for key, value in config["scale"].items():
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if is_count and value < 1 or value is None and key not in optional:
+            raise ConfigError(f"scale.{key}={value}: expected at least 1")
+    trl, limit = config["method"].get("trl", {}), config["scale"]["max_completion_length"]
+    if trl.get("max_completion_length", limit) != limit:
+        raise ConfigError(
+            f"method.trl.max_completion_length={trl['max_completion_length']}: set scale.max_completion_length "
+            "instead, so that rewards, probe and benchmark go by the same limit"
+        )
+    if trl.get("max_steps", 1) == 0:
+        raise ConfigError("method.trl.max_steps=0: expected at least 1; to train nothing, use method=eval")
+
+
+def _write_results(folder: RunFolder, before: Report | None, after: Report, summary: Mapping[str, Any]) -> None:
     from visual_r1.report.figure import figure_of_run
 
     write_json(folder.evaluation, after.summary())
-    write_parquet(folder.evaluation_items, after.items())
+    reports = {"after": after} if before is None else {"before": before, "after": after}
+    items = [{"when": when, **item} for when, report in reports.items() for item in report.items()]
+    write_parquet(folder.evaluation_items, items)
     figure_of_run(folder)
     write_json(folder.summary, summary)  # last: from here on the run is finished
 

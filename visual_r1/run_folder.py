@@ -105,23 +105,24 @@ class RunFolder:
         """Says whether a run with this configuration may start or resume here; changes nothing on disk.
 
         Raises:
-            RunFinishedError: a finished run lies here.
-            RunFolderError: an unfinished run with another configuration lies here, or something that is no run, or the
-                folder cannot be written.
+            RunFinishedError: this very run lies here, finished.
+            RunFolderError: a run with another configuration lies here, finished or not, or something that is no run, or
+                the folder cannot be written.
         """
+        if self.config.exists():
+            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            state = "a finished" if self.is_finished else "an unfinished"
+            if different := sorted(_differing_keys(stored, _as_stored(config))):
+                raise RunFolderError(
+                    f"{self.path} holds {state} run with another configuration ({', '.join(different)}): "
+                    "choose another name=... or seed=..., or delete the folder"
+                )
         if self.is_finished:
             raise RunFinishedError(
                 f"{self.path} holds a finished run, which is never overwritten: "
                 "choose another name=... or seed=..., or delete the folder"
             )
-        if self.is_begun:
-            stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            if different := sorted(_differing_keys(stored, _as_stored(config))):
-                raise RunFolderError(
-                    f"{self.path} holds an unfinished run with another configuration ({', '.join(different)}): "
-                    "type its command again to resume it, choose another name=... or seed=..., or delete the folder"
-                )
-        elif self.path.exists() and not (self.path.is_dir() and _is_empty(self.path)):
+        if not self.config.exists() and self.path.exists() and not (self.path.is_dir() and _is_empty(self.path)):
             raise RunFolderError(f"{self.path} exists and is not a run: choose another name=..., or delete it")
         _check_writable(self.path)
 

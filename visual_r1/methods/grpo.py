@@ -64,6 +64,16 @@ class Grpo:
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
+        for name in ("num_generations", "max_completion_length", "temperature", "top_k", "top_p"):
+            if name not in self.trl:
+                raise ValueError(f"method.trl.{name}: missing; a recipe states every value that its claim depends on")
+        if self.prompts_per_step < 1:
+            raise ValueError(f"method.prompts_per_step={self.prompts_per_step}: expected at least 1")
+        if self.trl["temperature"] <= 0:
+            raise ValueError(
+                f"method.trl.temperature={self.trl['temperature']}: groups need samples that differ; above 0"
+            )
+        _ = self.sampling  # refuses values out of range
         group_size = self.trl["num_generations"]
         if group_size < 2:
             raise ValueError(
@@ -262,8 +272,9 @@ class RolloutGrpoTrainer(GRPOTrainer):
         self._making_seconds += seconds
         # What is not rollout is scoring and, where the method needs them, the old and the reference policy's log-probs.
         self._metrics["train"]["time/score_and_logps"].append(seconds - self._metrics["train"]["time/rollout"][-1])
-        if self.state.global_step % self._context.rollouts_every_steps == 0:
-            self._show_rollouts(output["advantages"].tolist())
+        step = self.state.global_step + 1  # of the update that learns from these rollouts: where trl puts their numbers
+        if step == 1 or step % self._context.rollouts_every_steps == 0:
+            self._show_rollouts(output["advantages"].tolist(), step=self._context.first_step + step)
         return output
 
     def _calculate_rewards(
@@ -299,7 +310,7 @@ class RolloutGrpoTrainer(GRPOTrainer):
                 self._metrics["train"]["parity/logp_difference/max"].append(difference.max().item())
         return loss
 
-    def _show_rollouts(self, advantages: list[float]) -> None:
+    def _show_rollouts(self, advantages: list[float], *, step: int) -> None:
         if not self.accelerator.is_main_process or self._scores is None:
             return
         names = [reward.name for reward in self._context.rewards]
@@ -315,7 +326,6 @@ class RolloutGrpoTrainer(GRPOTrainer):
             }
             for rollout, values, advantage, group in zip(self._rollouts, scores, advantages, groups, strict=True)
         ]
-        step = self._context.first_step + self.state.global_step
         self._context.tracker.log_rollouts(rows, step=step, name="train")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visual_r1.methods.training import TrainingContext
+from visual_r1.methods.training import TrainingContext, rollout_row
 from visual_r1.models import Policy
 
 
@@ -17,6 +17,8 @@ class NoTraining:
 
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Visits the probe once and returns the policy unchanged."""
-        values, _ = context.probe.measure(policy)
+        values, rollouts = context.probe.measure(policy)
         context.tracker.log(values, step=0)
+        rows = [rollout_row(rollout, context.keyword_hits) for rollout in rollouts]
+        context.tracker.log_rollouts(rows, step=0, name="probe")
         return policy, 0

@@ -52,14 +52,19 @@ def run_table(summary: Mapping[str, Any], *, figure: Path | None = None) -> str:
                 ("cut at the limit", "truncated_rate", _share),
                 ("response length, tokens", "length", _number),
                 ("reflection rate", "reflection", _share),
+                # The benchmark is greedy; what a policy does only sometimes shows where it is sampled.
+                ("probe, sampled: accuracy", "probe_accuracy", _share),
+                ("probe, sampled: length", "probe_length", _number),
+                ("probe, sampled: reflection", "probe_reflection", _share),
             )
+            if any(_suffixed(summary, key, moment)[key] is not None for moment in moments)
         ),
     ]
     facts = [
         f"seed {summary.get('seed', '-')}",
         f"{summary.get('steps', '-')} steps",
-        _duration(summary.get("wall_seconds")),
-        f"commit {str(summary.get('commit') or '-')[:10]}",
+        _duration(summary.get("wall_seconds")) + (" since it was resumed" if summary.get("is_resumed") else ""),
+        f"commit {str(summary.get('commit') or '-')[:10]}" + (" with changes" if summary.get("is_dirty") else ""),
     ]
     lines = [
         f"{summary.get('name', 'run')}: {', '.join(facts)}",
