@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> float | None:
         The accuracy after training, which an optimising sweeper maximises; None for a job that did not run.
     """
     started = time.perf_counter()
+    print("loading torch, transformers and trl: some seconds ...", flush=True)
     # Late, so that --help and --cfg answer at once.
     from visual_r1.experiment import prepare, run
     from visual_r1.models import CheckpointError

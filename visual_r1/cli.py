@@ -38,10 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     organism = commands.add_parser("organism", help="the small model that ships with the project").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
     )
-    build = organism.add_parser("build", help="make nano-base and nano-instruct from nothing; takes about 25 minutes")
+    build = organism.add_parser("build", help="make nano-base and nano-instruct from nothing; takes about 20 minutes")
     build.add_argument("--out", type=Path, required=True, help="folder for the two checkpoints")
     build.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
-    build.add_argument("--threads", type=_positive, default=2, help="CPU threads (default: %(default)s)")
+    build.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: %(default)s)")
     build.set_defaults(command=_organism_build)
 
     data = commands.add_parser("data", help="look at a data set").add_subparsers(

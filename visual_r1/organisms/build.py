@@ -19,7 +19,7 @@ from visual_r1.prompts import PROMPT_STYLES
 
 
 def build(
-    out: Path, *, seed: int = 0, num_threads: int = 2, recipe: Recipe | None = None, num_examples: int = 600
+    out: Path, *, seed: int = 0, num_threads: int = 1, recipe: Recipe | None = None, num_examples: int = 600
 ) -> None:
     """Writes ``out/nano-base`` and ``out/nano-instruct``, each with its processor and its card.
 
