@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from visual_r1.config import ConfigError, compose_config, expand_model_path, register_schemas
 
-# Before torch is loaded. Threads that wait by spinning save a sixth of nano's step on two idle cores (4.0 s, not 4.7),
-# but cost several times that as soon as other programs run. Set the variable yourself to choose otherwise.
+# Before torch is loaded. Threads that wait by spinning are a little faster on idle cores, and make every step many
+# times slower as soon as other programs run. Set the variable yourself to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _failed: list[str] = []

@@ -311,6 +311,10 @@ BAD = {
     "negative seed": (["seed=-1"], "seed=-1"),
     "greedy groups": (["method.trl.temperature=0"], "method.trl.temperature=0"),
     "benchmark temperature": (["benchmark.temperature=-1"], "temperature=-1"),
+    "two length limits of a stage": (
+        ["method=sft_then_grpo", "method.stages.grpo.trl.max_completion_length=99"],
+        "method.stages.grpo.trl.max_completion_length=99",
+    ),
     "two length limits": (["method.trl.max_completion_length=99"], "scale.max_completion_length"),
     "adapters on what is frozen": (["freeze=llm", "adapter=lora"], "freeze=llm adapter=lora"),
     "W&B mode": (["tracker.wandb_mode=onlin"], "onlin"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import numpy as np
 import pytest
 
-from visual_r1.statistics import Interval, bootstrap_mean, pass_at_k, wilson
+from visual_r1.statistics import Interval, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -52,36 +51,6 @@ def test_wilson_refuses(successes, n, level):
 
 def test_interval_prints_percentages():
     assert str(Interval(0.57, 0.5214, 0.6178)) == "57.0 % [52.1, 61.8]"
-
-
-def test_bootstrap_of_a_large_sample_is_the_normal_interval():
-    values = np.random.default_rng(1).normal(3.0, 2.0, size=2000)
-    interval = bootstrap_mean(values, seed=0)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    assert interval.estimate == pytest.approx(values.mean())
-    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
-
-
-def test_bootstrap_of_two_values_is_the_exact_law():
-    # Means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: the central 95 % reach both ends, the central 40 % neither.
-    assert bootstrap_mean([0.0, 1.0], seed=0) == Interval(0.5, 0.0, 1.0)
-    assert bootstrap_mean([0.0, 1.0], seed=0, level=0.4) == Interval(0.5, 0.5, 0.5)
-
-
-def test_bootstrap_is_repeatable_and_depends_on_the_seed():
-    values = list(np.random.default_rng(2).random(50))
-    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
-    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
-
-
-def test_bootstrap_of_equal_values_has_no_width():
-    assert bootstrap_mean([0.25] * 9, seed=0) == Interval(0.25, 0.25, 0.25)
-
-
-@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([[1.0]], 0.95), ([float("nan")], 0.95), ([1.0], 1.5)])
-def test_bootstrap_refuses(values, level):
-    with pytest.raises(ValueError):
-        bootstrap_mean(values, seed=0, level=level)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 2), (5, 0, 3), (5, 5, 1), (6, 1, 6), (6, 3, 4)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,13 +205,7 @@ def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Re
     if not num_steps:
         return None, before
     gc.collect()
-    trained = ModelSource(
-        name=experiment.name,
-        path=str(experiment.folder.model),
-        prompt=experiment.source.style_name,
-        dtype=experiment.source.dtype,
-        trust_remote_code=experiment.source.trust_remote_code,
-    )
+    trained = replace(experiment.source, name=experiment.name, path=str(experiment.folder.model))
     return before, _report(experiment, load_policy(trained), "after")
 
 
@@ -280,14 +274,17 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
         is_count = isinstance(value, int) and not isinstance(value, bool)
         if is_count and value < 1 or value is None and key not in optional:
             raise ConfigError(f"scale.{key}={value}: expected at least 1")
-    trl, limit = config["method"].get("trl", {}), config["scale"]["max_completion_length"]
-    if trl.get("max_completion_length", limit) != limit:
-        raise ConfigError(
-            f"method.trl.max_completion_length={trl['max_completion_length']}: set scale.max_completion_length "
-            "instead, so that rewards, probe and benchmark go by the same limit"
-        )
-    if trl.get("max_steps", 1) == 0:
-        raise ConfigError("method.trl.max_steps=0: expected at least 1; to train nothing, use method=eval")
+    limit = config["scale"]["max_completion_length"]
+    stages = {f"method.stages.{name}": stage for name, stage in config["method"].get("stages", {}).items()}
+    for where, method in {"method": config["method"], **stages}.items():
+        trl = method.get("trl", {})
+        if trl.get("max_completion_length", limit) != limit:
+            raise ConfigError(
+                f"{where}.trl.max_completion_length={trl['max_completion_length']}: set scale.max_completion_length "
+                "instead, so that rewards, probe and benchmark go by the same limit"
+            )
+        if trl.get("max_steps", 1) == 0:
+            raise ConfigError(f"{where}.trl.max_steps=0: expected at least 1; to train nothing, use method=eval")
 
 
 def _write_results(folder: RunFolder, before: Report | None, after: Report, summary: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tqdm.auto import tqdm
+
 from visual_r1.config import compose_config
 from visual_r1.examples import Example, Rollout
 from visual_r1.experiment import prepare
@@ -25,18 +27,17 @@ def smoke(overrides: Sequence[str], *, show: Callable[[str], object] = print) ->
         ValueError: the config cannot run, or an example's own solution does not score 1.
     """
     from visual_r1.models import load_policy
-    from visual_r1.rollout.engine import Sampling, sample
+    from visual_r1.rollout.engine import sample
 
     experiment = prepare(compose_config([*overrides, "name=smoke"]))
     style = experiment.source.style
-    for examples in (experiment.train, experiment.probe, experiment.benchmark):
-        for index in range(min(len(examples), 1000)):
+    datasets = {"train": experiment.train, "probe": experiment.probe, "benchmark": experiment.benchmark}
+    for name, examples in datasets.items():
+        for index in tqdm(range(len(examples)), desc=f"solutions, {name}", unit="example"):
             check_solution(style, examples[index])
     policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
     examples = [experiment.train[index] for index in range(min(NUM_PROMPTS, len(experiment.train)))]
-    limit = experiment.config["scale"]["max_completion_length"]
-    sampling = Sampling(max_completion_length=limit, temperature=0.0)
-    for (rollout,) in sample(experiment.engine, policy, examples, sampling=sampling, seed=0):
+    for (rollout,) in sample(experiment.engine, policy, examples, sampling=experiment.benchmark_sampling, seed=0):
         show(f"--- {rollout.example.id}, solution {rollout.example.solution}")
         show(style.text(rollout.example))
         show(f">>> {rollout.completion}")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 
-import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import ndtri
-
-_BLOCK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,29 +40,6 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # At 0 and n successes one end is the share itself, which rounding may miss.
     return Interval(share, float(min(share, max(0.0, center - half))), float(max(share, min(1.0, center + half))))
-
-
-def bootstrap_mean(
-    values: Sequence[float] | ArrayLike, *, seed: int, level: float = 0.95, num_resamples: int = 10_000
-) -> Interval:
-    """The percentile bootstrap interval of a mean; the values must be independent, such as one an item.
-
-    Raises:
-        ValueError: there are no values, one is not finite, or ``level`` is not in (0, 1).
-    """
-    sample = np.asarray(values, dtype=float)
-    if sample.ndim != 1 or not len(sample):
-        raise ValueError(f"expected a list of values, got shape {sample.shape}")
-    if not np.isfinite(sample).all():
-        raise ValueError("a value is not finite")
-    tail = (1 - _checked(level)) / 2
-    generator = np.random.default_rng(seed)
-    resampled = np.empty(num_resamples)
-    # A block at a time: all draws at once would be 200 MB for a benchmark of 2,638 items.
-    for block in np.array_split(resampled, -(-num_resamples * len(sample) // _BLOCK)):
-        block[:] = sample[generator.integers(len(sample), size=(len(block), len(sample)))].mean(axis=1)
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return Interval(float(sample.mean()), float(low), float(high))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

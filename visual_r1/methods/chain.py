@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visual_r1.methods.training import Method, TrainingContext
-from visual_r1.models import ModelSource, Policy, load_policy, save_policy, saved_steps
+from visual_r1.models import Policy, load_policy, save_policy, saved_steps
 from visual_r1.run_folder import RunFolder
 
 _STAGES = "stages"
@@ -50,13 +50,7 @@ class Chain:
                 trained, steps = method.train(policy, stage)
                 save_policy(trained, folder.model, num_steps=steps)
             num_steps += saved_steps(folder.model) or 0
-            source = ModelSource(
-                name=f"{policy.source.name}-{name}",
-                path=str(folder.model),
-                prompt=policy.style.name,
-                trust_remote_code=policy.source.trust_remote_code,
-                dtype=policy.source.dtype,
-            )
+            source = replace(policy.source, name=f"{policy.source.name}-{name}", path=str(folder.model))
             gc.collect()
             policy = load_policy(source, freeze=policy.freeze, adapter=policy.adapter)
         return policy, num_steps
