@@ -23,7 +23,7 @@ TRACKED = subprocess.run(
 
 # Lowest first. A module may import from its own layer and from those below.
 LAYERS = (
-    {"examples", "files", "statistics", "provenance"},
+    {"examples", "files", "images", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
     {"rewards", "metrics"},
     {"datasets", "organisms"},
@@ -45,7 +45,8 @@ HOMES = {
 
 # What must answer at once (a test, --help, a reward in somebody's notebook) loads neither torch nor transformers.
 LIGHT = (
-    *("examples", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking", "config", "cli"),
+    *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking"),
+    *("config", "cli"),
     *("rewards/", "metrics/", "datasets/", "report/"),
 )
 
