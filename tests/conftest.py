@@ -110,7 +110,7 @@ def load(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
     from visual_r1.models import ModelSource, load_policy
 
     def build(kind: str = "base", **arguments: Any) -> Any:
-        return load_policy(ModelSource(name=kind, path=str(checkpoint(kind)), prompt=kind), **arguments)
+        return load_policy(ModelSource(name=kind, path=str(checkpoint(kind)), style=kind), **arguments)
 
     return build
 

@@ -156,7 +156,7 @@ class TestModelPath:
             f"model.path={tmp_path}",
             "seed=1",
         ]
-        config = compose_config(["model=Qwen/Qwen2-VL-2B", "model.prompt=base"])
+        config = compose_config(["model=Qwen/Qwen2-VL-2B", "model.style=base"])
         assert (config.model.name, config.model.path) == ("checkpoint", "Qwen/Qwen2-VL-2B")
 
     @pytest.mark.parametrize(

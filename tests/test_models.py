@@ -26,7 +26,7 @@ def folder(checkpoint, tmp_path):
 
 
 def source(path, **arguments):
-    given: dict[str, Any] = {"name": "x", "path": str(path), "prompt": "base", **arguments}
+    given: dict[str, Any] = {"name": "x", "path": str(path), "style": "base", **arguments}
     return ModelSource(**given)
 
 
@@ -65,7 +65,7 @@ def pickled_only(folder):
     ],
 )
 def test_an_unusable_folder_is_refused_by_name(folder, spoil, message):
-    assert source(folder).style.name == "base"  # whole, it is welcome
+    assert source(folder).prompt_style.name == "base"  # whole, it is welcome
     spoil(folder)
     with pytest.raises(CheckpointError) as refused:
         source(folder)
@@ -76,10 +76,12 @@ def test_an_unusable_folder_is_refused_by_name(folder, spoil, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": "bsae"}, "model.prompt=bsae: unknown, expected one of ['base', 'instruct']"),
-        ({"prompt": None}, "say how to ask it, model.prompt=base or instruct"),
+        ({"style": "bsae"}, "model.style=bsae: unknown, expected one of ['base', 'instruct']"),
+        ({"prompt": "papper"}, "model.prompt=papper: unknown, expected clean or paper"),
+        ({"style": None}, "say how to talk to it, model.style=base or model.style=instruct"),
+        ({"max_pixels": 0}, "model.max_pixels=0: expected at least 1"),
         ({"dtype": "float8"}, "model.dtype=float8: unknown"),
-        ({"path": "Qwen/Qwen2-VL-2B", "prompt": None}, "say how to ask this model"),
+        ({"path": "Qwen/Qwen2-VL-2B", "style": None}, "Qwen/Qwen2-VL-2B: not one of our runs; say how to talk to it"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -90,16 +92,20 @@ def test_a_wrong_description_is_refused(checkpoint, arguments, message):
 
 
 def test_the_stored_style_is_read(folder):
-    (folder / "visual_r1.json").write_text('{"prompt": "instruct"}')
-    assert source(folder, prompt=None).style.name == "instruct"
-    assert source(folder, prompt="base").style.name == "base"
+    (folder / "visual_r1.json").write_text('{"style": "instruct", "prompt": "paper", "num_steps": 1}')
+    stored = source(folder, style=None).prompt_style
+    assert (stored.name, stored.wording) == ("instruct", "paper")
+    assert source(folder, style=None, prompt="clean").prompt_style.wording == "clean"
+    # Talked to in another way than it was trained, it is asked in the clean wording of that way.
+    other = source(folder, style="base").prompt_style
+    assert (other.name, other.wording) == ("base", "clean")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"prompt": "loud"}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"prompt": "base"}', '{"style": "loud", "prompt": "clean"}'])
 def test_a_damaged_stored_style_is_refused_by_name(folder, text):
     (folder / "visual_r1.json").write_text(text)
     with pytest.raises(CheckpointError) as refused:
-        source(folder, prompt=None)
+        source(folder, style=None)
     assert "visual_r1.json" in str(refused.value) or "loud" in str(refused.value)
 
 
@@ -120,8 +126,8 @@ def test_files_that_make_no_model_are_refused_when_it_is_loaded(folder, spoil):
 
 def test_an_instruct_prompt_needs_a_chat_template(folder):
     remove(folder, "chat_template.jinja")
-    with pytest.raises(CheckpointError, match=r"no chat template.*use model\.prompt=base"):
-        load_policy(source(folder, prompt="instruct"))
+    with pytest.raises(CheckpointError, match=r"no chat template.*use model\.style=base"):
+        load_policy(source(folder, style="instruct"))
     assert load_policy(source(folder)).processor.chat_template == ROLELESS_CHAT_TEMPLATE
 
 
@@ -167,7 +173,7 @@ def test_a_saved_policy_is_a_plain_checkpoint(load, checkpoint, tmp_path, kind):
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     own = AutoProcessor.from_pretrained(checkpoint(kind))
     assert processor.chat_template == own.chat_template != ROLELESS_CHAT_TEMPLATE
-    again = load_policy(source(tmp_path / "model", prompt=None))
+    again = load_policy(source(tmp_path / "model", style=None))
     assert again.style == policy.style and again.processor.chat_template == template
     assert again.end_token_ids == policy.end_token_ids
 
@@ -182,6 +188,6 @@ def assert_equal_weights(one, other):
 def test_checking_a_checkpoint_imports_no_torch(checkpoint):
     code = (
         "import sys; from visual_r1.models import ModelSource; "
-        f"ModelSource(name='x', path={str(checkpoint('base'))!r}, prompt='base'); assert 'torch' not in sys.modules"
+        f"ModelSource(name='x', path={str(checkpoint('base'))!r}, style='base'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

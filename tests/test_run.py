@@ -160,7 +160,7 @@ def test_the_summary_is_the_evaluation_counted_again(grpo):
 def test_the_model_loads_without_us_and_as_one_of_ours(grpo):
     AutoModelForImageTextToText.from_pretrained(grpo.folder.model, use_safetensors=True)
     assert "<|im_start|>" in AutoProcessor.from_pretrained(grpo.folder.model).chat_template
-    assert ModelSource(name="x", path=str(grpo.folder.model)).style.name == "base"
+    assert ModelSource(name="x", path=str(grpo.folder.model)).prompt_style.name == "base"
 
 
 def test_the_curves_have_their_names(grpo):

@@ -44,20 +44,23 @@ class ScaleConfig:
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
     num_threads: int | None = MISSING
+    max_pixels: int | None = MISSING
     max_steps: int = MISSING
+    schedule_steps: int | None = MISSING
     prompts_per_step: int = MISSING
     num_generations: int = MISSING
     micro_batch_size: int = MISSING
     max_completion_length: int = MISSING
+    top_k: int = MISSING
     rl_learning_rate: float = MISSING
     sft_learning_rate: float = MISSING
     sft_steps: int = MISSING
     sft_examples_per_step: int = MISSING
-    train_size: int = MISSING
+    train_size: int | None = MISSING
     probe_size: int = MISSING
     probe_every_steps: int = MISSING
     probe_temperature: float = MISSING
-    benchmark_size: int = MISSING
+    benchmark_size: int | None = MISSING
     rollout_batch_size: int = MISSING
     save_every_steps: int = MISSING
     show_every_steps: int = MISSING
@@ -70,7 +73,9 @@ class ModelConfig:
 
     name: str = MISSING
     path: str = MISSING
+    style: str | None = MISSING
     prompt: str | None = MISSING
+    max_pixels: int | None = "${scale.max_pixels}"  # ty: ignore[invalid-assignment]
     dtype: str = "${scale.dtype}"
     trust_remote_code: bool = False
 
@@ -135,6 +140,7 @@ class DatasetConfig:
     """Training examples, and the fixed held-out probe."""
 
     name: str = MISSING
+    path: str | None = None
     train: Any = MISSING
     probe: Any = MISSING
 
@@ -144,8 +150,12 @@ class BenchmarkConfig:
     """What a policy is judged on, before and after."""
 
     name: str = MISSING
+    path: str | None = None
     temperature: float = MISSING
     max_completion_length: int = MISSING
+    max_pixels: int | None = "${scale.max_pixels}"  # ty: ignore[invalid-assignment]
+    option_swap: bool = False
+    scorers: dict[str, Any] = field(default_factory=dict)
     examples: Any = MISSING
 
 
@@ -155,6 +165,15 @@ class RolloutConfig:
 
     name: str = MISSING
     engine: Any = MISSING
+
+
+@dataclass
+class DistributedConfig:
+    """How many processes train together, and how they share the work."""
+
+    name: str = MISSING
+    num_processes: int = MISSING
+    deepspeed: dict[str, Any] | None = MISSING
 
 
 class WandbMode(Enum):
@@ -211,6 +230,7 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -358,14 +378,30 @@ def run_name(cfg: DictConfig) -> str:
         if not parts or Path(cfg.name).is_absolute() or ".." in parts:
             raise ConfigError(f"name={cfg.name}: expected a folder name under {cfg.runs_dir}")
         return str(cfg.name)
-    defaults = OmegaConf.load(CONF / "config.yaml").defaults
-    usual = {key: value for entry in defaults if OmegaConf.is_dict(entry) for key, value in entry.items()}
+    usual = _usual_choices(cfg.scale.name)
     model = cfg.model.name if cfg.model.name != "checkpoint" else _name_of_path(cfg.model.path)
     parts = [model, cfg.method.name]
     for group in ("scale", "reward", "dataset", "benchmark", "rollout", "freeze", "adapter", "keywords"):
         if cfg[group].name != usual[group]:
             parts.append(cfg[group].name)
     return "-".join(parts)
+
+
+def _usual_choices(scale: str) -> dict[str, str]:
+    """The option that each group has when nobody names one: the default, or what the scale puts in its place."""
+    return {**_choices_in("config"), **_choices_in(f"scale/{scale}"), "scale": "laptop"}
+
+
+def _choices_in(file: str) -> dict[str, str]:
+    """The groups that a file of conf/ chooses for, those of the file of its own group that it builds on included."""
+    choices: dict[str, str] = {}
+    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+    for entry in config.get("defaults", []) if isinstance(config, dict) else []:
+        if isinstance(entry, dict):
+            choices |= {str(key).removeprefix("override /"): value for key, value in entry.items()}
+        elif "/" in file and entry != "_self_":
+            choices |= _choices_in(f"{file.rpartition('/')[0]}/{entry}")
+    return choices
 
 
 def _name_of_path(path: str) -> str:

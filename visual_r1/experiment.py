@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _NUM_CHECKED = 32
 """Examples of each data set that are read before a model is loaded."""
 
+_OPTIONAL = frozenset(("num_threads", "max_pixels", "schedule_steps", "train_size", "benchmark_size"))
+"""The numbers of a scale that may be null."""
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -76,8 +79,9 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
     name = run_name(cfg)
     folder = RunFolder(Path(cfg.runs_dir) / name / f"seed{cfg.seed}")
     _check_ranges(config)
+    _check_precision(config)
     folder.check(config)
-    source = ModelSource(**{key: cfg.model[key] for key in ("name", "path", "prompt", "dtype", "trust_remote_code")})
+    source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
     rewards = tuple(
         WeightedReward(name=str(term), weight=node.weight, function=build(node.function))
         for term, node in cfg.reward.terms.items()
@@ -199,22 +203,24 @@ def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Re
     Both after training: greedy answers of a saved checkpoint are the same at any time, and the first optimizer step
     comes sooner. Both are read from disk, so what is scored is what was saved.
     """
-    from visual_r1.models import load_policy
-
-    before = _report(experiment, load_policy(experiment.source), "before")
+    before = _report(experiment, experiment.source, "before")
     if not num_steps:
         return None, before
     gc.collect()
-    trained = replace(experiment.source, name=experiment.name, path=str(experiment.folder.model))
-    return before, _report(experiment, load_policy(trained), "after")
+    # Asked as it was trained: what the method has stored beside the weights.
+    saved = {"path": str(experiment.folder.model), "style": None, "prompt": None}
+    trained = replace(experiment.source, name=experiment.name, **saved)
+    return before, _report(experiment, trained, "after")
 
 
-def _report(experiment: Experiment, policy: Any, when: str) -> Report:
+def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
     from visual_r1.evaluation import evaluate
+    from visual_r1.models import load_policy
 
     name = experiment.config["benchmark"]["name"]
+    policy = load_policy(replace(source, max_pixels=experiment.config["benchmark"]["max_pixels"]))
     return evaluate(
-        policy,
+        policy.with_style(policy.style.for_evaluation()),
         experiment.engine,
         experiment.benchmark,
         benchmark=name,
@@ -269,11 +275,11 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
     """Refuses counts that are no counts, in one place for every scale."""
     if config["seed"] < 0:
         raise ConfigError(f"seed={config['seed']}: expected 0 or more")
-    optional = {"num_threads"}
     for key, value in config["scale"].items():
         is_count = isinstance(value, int) and not isinstance(value, bool)
-        if is_count and value < 1 or value is None and key not in optional:
-            raise ConfigError(f"scale.{key}={value}: expected at least 1")
+        least = 0 if key == "top_k" else 1
+        if is_count and value < least or value is None and key not in _OPTIONAL:
+            raise ConfigError(f"scale.{key}={value}: expected at least {least}")
     limit = config["scale"]["max_completion_length"]
     stages = {f"method.stages.{name}": stage for name, stage in config["method"].get("stages", {}).items()}
     for where, method in {"method": config["method"], **stages}.items():
@@ -285,6 +291,17 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
             )
         if trl.get("max_steps", 1) == 0:
             raise ConfigError(f"{where}.trl.max_steps=0: expected at least 1; to train nothing, use method=eval")
+
+
+def _check_precision(config: Mapping[str, Any]) -> None:
+    """Refuses to train bfloat16 weights without a float32 copy: steps of 1e-6 are below their rounding, and vanish."""
+    trains = config["method"]["name"] != "eval"
+    has_float32_copy = config["adapter"]["lora"] is not None or config["distributed"]["deepspeed"] is not None
+    if trains and config["model"]["dtype"] == "bfloat16" and not has_float32_copy:
+        raise ConfigError(
+            "model.dtype=bfloat16: small updates would vanish in its rounding; use model.dtype=float32 with "
+            "scale.bf16=true, or adapter=lora, or distributed=zero2, which keeps float32 weights beside"
+        )
 
 
 def _write_results(folder: RunFolder, before: Report | None, after: Report, summary: Mapping[str, Any]) -> None:

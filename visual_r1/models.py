@@ -9,19 +9,22 @@ import json
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visual_r1.examples import Example
 from visual_r1.files import read_json, write_json
-from visual_r1.prompts import PROMPT_STYLES, PromptStyle
+from visual_r1.images import PixelLimits, fit, limits_of
+from visual_r1.prompts import PromptStyle, prompt_style
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
 _OUR_FILE = "visual_r1.json"
-"""What we write beside a trained model: the prompt style and the steps it was trained on, which weights cannot tell."""
+"""What we write beside a trained model: how it was asked and the steps it was trained on, which weights cannot tell."""
 
 
 class CheckpointError(ValueError):
@@ -41,40 +44,56 @@ class ModelSource:
     name: str
     path: str
     """A Hugging Face folder, or a hub id ``organisation/name``."""
+    style: str | None = None
+    """How to talk to it, ``base`` or ``instruct``; None reads what our own training stored in the folder."""
     prompt: str | None = None
-    """A key of `prompts.PROMPT_STYLES`; None reads the style that our own training stored in the folder."""
+    """The wording, ``clean`` or ``paper``; None reads what is stored, or takes ``clean`` where nothing is."""
+    max_pixels: int | None = None
+    """Larger images are made smaller, to at most this many pixels; None keeps the checkpoint's own limit."""
     trust_remote_code: bool = False
     dtype: str = "float32"
     """The parameters' type: ``float32`` or ``bfloat16``."""
 
     def __post_init__(self) -> None:
-        if is_hub_id(self.path):
-            if self.prompt is None:
-                raise CheckpointError(f"{self.path}: say how to ask this model, for example model.prompt=instruct")
-        else:
+        if not is_hub_id(self.path):
             _check_folder(Path(self.path))
-        if self.style_name not in PROMPT_STYLES:
-            raise CheckpointError(f"model.prompt={self.style_name}: unknown, expected one of {sorted(PROMPT_STYLES)}")
+        _ = self.prompt_style  # refuses an unknown one
         if self.dtype not in ("float32", "bfloat16"):
             raise CheckpointError(f"model.dtype={self.dtype}: unknown, expected float32 or bfloat16")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise CheckpointError(f"model.max_pixels={self.max_pixels}: expected at least 1")
 
     @property
-    def style_name(self) -> str:
-        """The prompt style's name, from the config or from the folder."""
-        if self.prompt is not None:
-            return self.prompt
-        stored = Path(self.path) / _OUR_FILE
-        if not stored.is_file():
-            raise CheckpointError(f"{self.path}: not one of our runs; say how to ask it, model.prompt=base or instruct")
+    def prompt_style(self) -> PromptStyle:
+        """How this model is asked, from the config or from the folder.
+
+        Raises:
+            CheckpointError: nobody says how, or no such style exists.
+        """
+        stored = self._stored()
+        style = self.style or stored.get("style")
+        if style is None:
+            raise CheckpointError(
+                f"{self.path}: not one of our runs; say how to talk to it, model.style=base or model.style=instruct"
+            )
+        # A style that the config names is asked in the clean wording, whatever the folder was trained with.
+        prompt = self.prompt or (stored.get("prompt") if self.style in (None, stored.get("style")) else None)
         try:
-            return str(json.loads(stored.read_text())["prompt"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f'{stored}: damaged, expected {{"prompt": "base"}} or "instruct"') from error
+            return prompt_style(style, prompt or "clean")
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
-    @property
-    def style(self) -> PromptStyle:
-        """How this model is asked."""
-        return PROMPT_STYLES[self.style_name]
+    def _stored(self) -> dict[str, str]:
+        file = Path(self.path) / _OUR_FILE
+        if is_hub_id(self.path) or not file.is_file():
+            return {}
+        try:
+            stored = json.loads(file.read_text())
+            return {"style": str(stored["style"]), "prompt": str(stored["prompt"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f'{file}: damaged or of an older version, expected {{"style": "base", "prompt": "clean"}}'
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,44 @@ class Policy:
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
+
+    @cached_property
+    def limits(self) -> PixelLimits:
+        """The grid and the sizes of image that the model is given."""
+        return limits_of(self.processor, max_pixels=self.source.max_pixels)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and completion may hold together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def fitted(self, example: Example) -> Example:
+        """The example with its images as the model takes them, so that no engine or trainer resizes them on its own.
+
+        Raises:
+            ValueError: an image cannot be brought into the limits, with the example's id.
+        """
+        try:
+            images = tuple(fit(image, self.limits) for image in example.images)
+        except ValueError as error:
+            raise ValueError(f"{example.id}: {error}") from error
+        changed = any(one is not other for one, other in zip(images, example.images, strict=True))
+        return replace(example, images=images) if changed else example
+
+    def prompt_length(self, example: Example) -> int:
+        """Tokens of an example's prompt, those of its fitted images included."""
+        text = self.processor.apply_chat_template(
+            self.style.messages(example), add_generation_prompt=True, tokenize=False
+        )
+        num_image_tokens = sum(self.limits.num_tokens(*image.size) for image in example.images)
+        # In the text an image is one placeholder.
+        return len(self.tokenizer(text)["input_ids"]) + num_image_tokens - len(example.images)
+
+    def with_style(self, style: PromptStyle) -> Policy:
+        """The same model and processor, asked in another style from now on."""
+        if style.chat_template is not None:
+            self.processor.chat_template = style.chat_template
+        return replace(self, style=style)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -150,18 +207,19 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
         raise CheckpointError(
             f"{source.path}: cannot be loaded as a vision-language model: {_first_line(error)}"
         ) from error
-    if source.style.chat_template is not None:
-        processor.chat_template = source.style.chat_template
+    style = source.prompt_style
+    if style.chat_template is not None:
+        processor.chat_template = style.chat_template
     elif processor.chat_template is None:
         raise CheckpointError(
-            f"{source.path}: has no chat template, which model.prompt={source.style.name} needs; use model.prompt=base"
+            f"{source.path}: has no chat template, which model.style={style.name} needs; use model.style=base"
         )
     if torch.cuda.is_available():
         model.cuda()
     freeze = tuple(freeze)
     trained = model if adapter is None else _with_adapter(model, adapter)
     freeze_modules(model, freeze)  # after the adapters: those inside a frozen part stay as they are too
-    return Policy(model=trained, processor=processor, style=source.style, source=source, freeze=freeze, adapter=adapter)
+    return Policy(model=trained, processor=processor, style=style, source=source, freeze=freeze, adapter=adapter)
 
 
 def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -197,7 +255,8 @@ def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
     model.save_pretrained(staging)
     with checkpoint_chat_template(policy):
         policy.processor.save_pretrained(staging)
-    write_json(staging / _OUR_FILE, {"prompt": policy.style.name, "num_steps": num_steps})
+    asked = {"style": policy.style.name, "prompt": policy.style.wording}
+    write_json(staging / _OUR_FILE, {**asked, "num_steps": num_steps})
     staging.replace(folder)  # last and at once: where the folder lies, it is whole
 
 

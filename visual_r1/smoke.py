@@ -30,7 +30,7 @@ def smoke(overrides: Sequence[str], *, show: Callable[[str], object] = print) ->
     from visual_r1.rollout.engine import sample
 
     experiment = prepare(compose_config([*overrides, "name=smoke"]))
-    style = experiment.source.style
+    style = experiment.source.prompt_style
     datasets = {"train": experiment.train, "probe": experiment.probe, "benchmark": experiment.benchmark}
     for name, examples in datasets.items():
         for index in tqdm(range(len(examples)), desc=f"solutions, {name}", unit="example"):

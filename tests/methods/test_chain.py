@@ -106,7 +106,7 @@ def test_an_interrupted_chain_keeps_its_whole_stages(tmp_path):
     reach(sft, 2)
     assert last_kept_step(folder) == 2
     sft.model.mkdir()
-    (sft.model / "visual_r1.json").write_text('{"prompt": "base", "num_steps": 3}')
+    (sft.model / "visual_r1.json").write_text('{"style": "base", "prompt": "clean", "num_steps": 3}')
     assert last_kept_step(folder) == 3
     reach(grpo, 10)
     assert last_kept_step(folder) == 13

@@ -31,10 +31,12 @@ class Spatial(Sequence[Example]):
     of 16 holds each category four times and each letter of each category equally often.
     """
 
-    def __init__(self, *, split: str, size: int, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> None:
+    def __init__(self, *, split: str, size: int | None, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> None:
         """Raises ValueError for an unknown split or category, no category, or a negative size."""
         if split not in SPLIT_BUCKETS:
             raise ValueError(f"unknown split {split!r}, expected one of {list(SPLIT_BUCKETS)}")
+        if size is None:
+            raise ValueError("spatial makes as many examples as are asked for, say how many: size=20000")
         if size < 0:
             raise ValueError(f"size must not be negative, got {size}")
         if not categories or not set(categories) <= set(CATEGORIES):

@@ -32,7 +32,7 @@ from visual_r1.metrics.measure import measure
 from visual_r1.models import Policy
 from visual_r1.rewards.trl_function import TrlFunction
 from visual_r1.rewards.weighted import WeightedReward
-from visual_r1.rollout.engine import Sampling, to_rollout
+from visual_r1.rollout.engine import Sampling, check_context, to_rollout
 from visual_r1.tracking import RolloutRow
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class RolloutGrpoTrainer(GRPOTrainer):
             model=policy.model,
             args=self._config,
             reward_funcs=[trl_reward(reward) for reward in context.rewards],
-            train_dataset=training_rows(context.examples, self._row),
+            train_dataset=training_rows(policy, context.examples, self._row),
             processing_class=policy.processor,
             rollout_func=self._roll_out,
         )
@@ -219,6 +219,8 @@ class RolloutGrpoTrainer(GRPOTrainer):
         """Trl's ``rollout_func``: the completions of this process's prompts, each prompt repeated for its group."""
         started = time.perf_counter()
         groups = _runs([example.id for example in self._examples])
+        unique = {example.id: example for example in self._examples}.values()
+        check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
         # A group that straddles two processes is not whole here; then each row is sampled on its own.
         whole = len(set(groups)) == 1
         size = groups[0] if whole else 1

@@ -80,7 +80,7 @@ class CompletionSftTrainer(SFTTrainer):
         super().__init__(
             model=policy.model,
             args=method.config(context),
-            train_dataset=training_rows(context.examples, lambda example: sft_row(policy, example)),
+            train_dataset=training_rows(policy, context.examples, lambda example: sft_row(policy, example)),
             processing_class=policy.processor,
         )
         self.data_collator = ending_at(self.data_collator, policy.end_token_ids)

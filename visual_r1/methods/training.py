@@ -68,13 +68,14 @@ class Method(Protocol):
         ...
 
 
-def training_rows(examples: Sequence[Example], to_row: Callable[[Example], dict[str, Any]]) -> Dataset:
-    """Examples as the lazy table that trl asks for: a row is made when it is read."""
+def training_rows(policy: Policy, examples: Sequence[Example], to_row: Callable[[Example], dict[str, Any]]) -> Dataset:
+    """Examples as the lazy table that trl asks for: a row is made when it is read, its images fitted."""
 
-    # GRPO reads a row once per completion of its group; an image should be rendered or decoded once.
-    @lru_cache(maxsize=512)
+    # GRPO reads a row once per completion of its group; an image should be rendered or decoded, and resized, once. At
+    # the paper's scale an image is 1.2 MB.
+    @lru_cache(maxsize=128)
     def example_at(index: int) -> Example:
-        return examples[index]
+        return policy.fitted(examples[index])
 
     def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         made = [to_row(example_at(index)) for index in batch["index"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +82,21 @@ class RolloutEngine(Protocol):
         ...
 
 
+def check_context(policy: Policy, examples: Iterable[Example], *, max_completion_length: int) -> None:
+    """Refuses prompts that leave the completion too little room; cut, a prompt could lose its image or its question.
+
+    Raises:
+        ValueError: with the first such example's id.
+    """
+    for example in examples:
+        if (length := policy.prompt_length(example)) + max_completion_length > policy.context_length:
+            raise ValueError(
+                f"{example.id}: a prompt of {length} tokens and a completion of up to {max_completion_length} exceed "
+                f"the model's context of {policy.context_length}; lower model.max_pixels or the completion length, or "
+                "leave the example out"
+            )
+
+
 def to_rollout(policy: Policy, example: Example, token_ids: Sequence[int], *, is_truncated: bool) -> Rollout:
     """Reads a completion's tokens as text, end token removed."""
     tokenizer = policy.tokenizer
@@ -107,10 +122,16 @@ def sample(
     seed: int,
     num_generations: int = 1,
 ) -> Iterator[list[Rollout]]:
-    """The rollouts of each example; images are decoded one engine batch at a time, and each batch has its own seed."""
+    """The rollouts of each example; images are decoded one engine batch at a time, and each batch has its own seed.
+
+    Raises:
+        ValueError: an image or a prompt does not fit the model, with the example's id.
+    """
     prompts_per_batch = max(1, engine.batch_size // num_generations)
     for start in range(0, len(examples), prompts_per_batch):
-        batch = [examples[index] for index in range(start, min(start + prompts_per_batch, len(examples)))]
+        stop = min(start + prompts_per_batch, len(examples))
+        batch = [policy.fitted(examples[index]) for index in range(start, stop)]
+        check_context(policy, batch, max_completion_length=sampling.max_completion_length)
         conversations = [policy.style.messages(example) for example in batch]
         groups = engine.generate(
             policy, conversations, num_generations=num_generations, sampling=sampling, seed=seed + start
