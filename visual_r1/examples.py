@@ -30,6 +30,8 @@ class Example:
     """The kind of question, for accuracy by category: "Count", "Relation", "Depth", "Distance"."""
     solution_as_written: str | None = None
     """How the data writes the solution, for SFT to imitate: SAT by the choice's words; None stands for its letter."""
+    subset: str | None = None
+    """The collection an item comes from, where a benchmark averages by it: "ADE20K", "COCO", "Omni3D" in CV-Bench."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
