@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from visual_r1.examples import Example
 from visual_r1.methods.grpo import Grpo
 from visual_r1.methods.sft import CompletionSftTrainer, Sft, sft_row
 from visual_r1.metrics.reflection import Reflection
+from visual_r1.prompts import SFT_REFERENCE, prompt_style
 from visual_r1.rollout.engine import Sampling
 from visual_r1.rollout.transformers import TransformersEngine, encode_prompts
 
 KINDS = ("base", "instruct")
+GOLDEN = Path(__file__).parent / "golden" / "prompts"
 ANSWERS = {"base": "</think>\n<answer>(B)</answer>", "instruct": "<answer>(B)</answer>"}
 END_TOKENS = {"base": "<|endoftext|>", "instruct": "<|im_end|>"}
 
@@ -59,6 +62,61 @@ def test_rendered_prompt_is_the_published_one(policies, kind):
     policy = policies[kind]
     messages = policy.style.messages(EXAMPLES[0])
     assert policy.processor.apply_chat_template(messages, add_generation_prompt=True) == RENDERED[kind]
+
+
+# A row of SAT as its training set writes it, and an item of CV-Bench as its test set does.
+SAT_QUESTION = (
+    "Answer in natural language. How many chairs are there? Choose between the following options: 3, 2 or 4"
+)
+CV_BENCH_QUESTION = "How many organs are in the image? Select from the following choices.\n(A) 3\n(B) 2\n(C) 1\n(D) 0"
+
+
+def asked_in(policy, style, question):
+    """The text that a processor makes of a question, special tokens and all."""
+    messages = style.messages(example(question=question))
+    return policy.with_style(style).processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("wording", ["clean", "paper"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_wordings_are_rendered_byte_for_byte(policies, kind, wording):
+    # The golden files of the paper's wording were rendered by the released code's own lines (commit cd71978:
+    # process_dataset.py, grpo.py and the two evaluators) under the checkpoints' own chat templates.
+    style = prompt_style(kind, wording)
+    asked = {
+        "training": asked_in(policies[kind], style, SAT_QUESTION),
+        "evaluation": asked_in(policies[kind], style.for_evaluation(), CV_BENCH_QUESTION),
+    }
+    for purpose, text in asked.items():
+        assert text.encode() == (GOLDEN / f"{wording}-{kind}-{purpose}.txt").read_bytes()
+
+
+def test_the_sft_of_the_paper_talks_to_a_base_model_as_to_an_assistant(load):
+    policy = load("base").with_style(SFT_REFERENCE)
+    one = replace(example(question=SAT_QUESTION), solution_as_written="2")
+    turn = [*SFT_REFERENCE.messages(one), {"role": "assistant", "content": SFT_REFERENCE.answer_only(one)}]
+    assert policy.processor.apply_chat_template(turn).encode() == (GOLDEN / "sft_reference-training.txt").read_bytes()
+    asked = asked_in(policy, SFT_REFERENCE.for_evaluation(), CV_BENCH_QUESTION)
+    assert asked.encode() == (GOLDEN / "sft_reference-evaluation.txt").read_bytes()
+
+
+def test_the_clean_wording_has_none_of_the_slips():
+    for kind in KINDS:
+        clean, paper = (prompt_style(kind, wording) for wording in ("clean", "paper"))
+        assert "<image>" not in clean.template and clean.for_evaluation() == clean
+        assert paper.template.count("<image>") == 1 and paper.for_evaluation() != paper
+        assert paper.opens_think == clean.opens_think and paper.chat_template == clean.chat_template
+    assert "User:  " in paper_base_text() and "User:  " not in prompt_style("base", "clean").text(example())
+
+
+def paper_base_text():
+    return prompt_style("base", "paper").text(example())
+
+
+@pytest.mark.parametrize(("name", "wording"), [("base", "loud"), ("basic", "paper"), ("base", "sft_reference")])
+def test_an_unknown_style_or_wording_is_refused(name, wording):
+    with pytest.raises(ValueError, match="unknown, expected"):
+        prompt_style(name, wording)
 
 
 @pytest.mark.parametrize("kind", KINDS)
