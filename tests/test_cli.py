@@ -19,6 +19,7 @@ COMMANDS = (
     ["organism", "build", "--help"],
     ["data", "show", "--help"],
     ["figure", "--help"],
+    ["published", "--help"],
 )
 
 

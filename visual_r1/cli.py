@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     figure = commands.add_parser("figure", help="draw a run's curves again, and print its table")
     figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
     figure.set_defaults(command=_figure)
+
+    published = commands.add_parser("published", help="what others have reached, with intervals and what to know")
+    published.add_argument("--benchmark", default="cvbench", help="cvbench, blink or vsr (default: %(default)s)")
+    published.set_defaults(command=_published)
     return parser
 
 
@@ -102,6 +106,12 @@ def _figure(options: argparse.Namespace) -> None:
         print(f"{folder.path} is not finished; its curves so far: {figure}")
     else:
         raise ValueError(f"{folder.path} has measured nothing yet, so there is nothing to draw")
+
+
+def _published(options: argparse.Namespace) -> None:
+    from visual_r1.report.published_table import published_table
+
+    print(published_table(options.benchmark))
 
 
 def _positive(text: str) -> int:
