@@ -13,10 +13,10 @@ PIP := $(RUN) -m pip install --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint smoke clean
+.PHONY: help setup demo test lint gpu-check smoke clean
 
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(READY) ## Make .venv with the pinned versions; a second call costs nothing
 
@@ -29,6 +29,7 @@ $(READY): pyproject.toml requirements.lock tools/cure_torchvision.py
 	@$(PIP) --quiet --quiet --upgrade pip
 	@$(PIP) -e '.[dev]' -c requirements.lock
 	@$(RUN) tools/cure_torchvision.py
+	@$(PIP) --quiet --no-deps dashscope -c requirements.lock  # for one file of it, Qwen's vocabulary, and none of its code
 	@touch $@
 
 demo: setup ## Train the small base model by GRPO on this machine, end with a table and a figure
@@ -36,6 +37,9 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 
 test: setup ## Pass the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+gpu-check: setup ## On a machine with a GPU: one step of the paper's recipe at true size, with time and memory
+	$(OFFLINE) $(RUN) -m visual_r1.gpu_check $(GPU_CHECK)
 
 smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored
 	$(OFFLINE) $(RUN) -m visual_r1.cli smoke \
