@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,43 @@ MAX_ASPECT_RATIO = 200
 """Of the longer side to the shorter; Qwen's processors refuse what is longer (``smart_resize`` of transformers)."""
 
 
-def decode_images(value: Any, *, folder: Path, example_id: str) -> tuple[Image.Image, ...]:
-    """The pictures of a row's image column: one image, or a list of them.
+def decode_images(stored: Any, *, folder: Path, example_id: str) -> tuple[Image.Image, ...]:
+    """The pictures of a row.
 
     Args:
-        value: What the column holds: see `decode_image`; None and an empty list are no image.
+        stored: What the image column holds: one image, or a list of them; see `decode_image`.
         folder: Where relative paths begin.
         example_id: Names the row in messages.
 
     Raises:
         ValueError: there is no image, or one of them cannot be used.
     """
-    values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    return tuple(decode_image(value, folder=folder, name=name) for name, value in _named(stored, example_id))
+
+
+def stored_sizes(stored: Any, *, folder: Path, example_id: str) -> list[int]:
+    """How many bytes each image file of a row has, found without reading one.
+
+    Args:
+        stored: As for `decode_images`, with numbers of bytes in the place of bytes
+            (`visual_r1.datasets.rows.Rows.outlines`).
+        folder: Where relative paths begin.
+        example_id: Names the row in messages.
+
+    Raises:
+        ValueError: there is no image, or one is empty or missing.
+    """
+    return [_stored_size(value, folder=folder, name=name) for name, value in _named(stored, example_id)]
+
+
+def _named(stored: Any, example_id: str) -> list[tuple[str, Any]]:
+    """Each image of a row with what messages call it."""
+    values = stored if isinstance(stored, list | tuple) else [] if stored is None else [stored]
     if not values:
-        raise ValueError(f"{example_id}: has no image")
-    names = [f"{example_id}: image {number} of {len(values)}" for number in range(1, len(values) + 1)]
+        raise UnusableImage(f"{example_id}: has no image")
     if len(values) == 1:
-        names = [f"{example_id}: its image"]
-    return tuple(decode_image(one, folder=folder, name=name) for one, name in zip(values, names, strict=True))
+        return [(f"{example_id}: its image", values[0])]
+    return [(f"{example_id}: image {number} of {len(values)}", value) for number, value in enumerate(values, start=1)]
 
 
 def decode_image(value: Any, *, folder: Path, name: str) -> Image.Image:
@@ -74,40 +94,27 @@ def decode_image(value: Any, *, folder: Path, name: str) -> Image.Image:
         ) from error
 
 
-def num_stored_bytes(value: Any, *, folder: Path, name: str) -> int:
-    """How long an image's file is, found without reading it.
+class UnusableImage(ValueError):
+    """An image that no example can be made of."""
 
-    Args:
-        value: As `decode_image` takes it, with the number of its bytes in the place of bytes
-            (`visual_r1.datasets.rows.Rows.outlines`).
-        folder: Where relative paths begin.
-        name: Names the image in messages.
 
-    Raises:
-        ValueError: there are no bytes and no such file.
-    """
+def _stored_size(value: Any, *, folder: Path, name: str) -> int:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, int) and value:
-        return value
     if isinstance(value, str) and value:
         path = _path(value, folder=folder, name=name)
         try:
-            size = path.stat().st_size if path.is_file() else None
-        except (OSError, ValueError) as error:
-            raise UnusableImage(f"{name}: {_in_short(error)}") from error
-        if size is None:
+            facts = path.stat()
+        except (OSError, ValueError):
+            facts = None
+        if facts is None or not stat.S_ISREG(facts.st_mode):
             raise UnusableImage(f"{name} is missing: there is no file {path}")
-        value = size
+        value = facts.st_size
     if not value:
         raise UnusableImage(f"{name} is empty")
     if not isinstance(value, int):
         raise UnusableImage(f"{name} is stored as {type(value).__name__}, expected bytes or a path")
     return value
-
-
-class UnusableImage(ValueError):
-    """An image that no example can be made of."""
 
 
 def _read(value: Any, *, folder: Path, name: str) -> bytes:
