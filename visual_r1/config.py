@@ -18,6 +18,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from visual_r1.run_folder import RunFolder
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 """The choices; they stand beside the package, not in it."""
 
@@ -96,6 +98,7 @@ class SftConfig:
     _target_: str = MISSING
     examples_per_step: int = MISSING
     micro_batch_size: int = MISSING
+    schedule_steps: int | None = MISSING
     trl: dict[str, Any] = MISSING
 
 
@@ -107,6 +110,7 @@ class GrpoConfig:
     _target_: str = MISSING
     prompts_per_step: int = MISSING
     micro_batch_size: int = MISSING
+    schedule_steps: int | None = MISSING
     trl: dict[str, Any] = MISSING
 
 
@@ -385,6 +389,15 @@ def run_name(cfg: DictConfig) -> str:
         if cfg[group].name != usual[group]:
             parts.append(cfg[group].name)
     return "-".join(parts)
+
+
+def run_folder(cfg: DictConfig) -> RunFolder:
+    """Where a run with this config lies.
+
+    Raises:
+        ConfigError: as `run_name`.
+    """
+    return RunFolder(Path(cfg.runs_dir) / run_name(cfg) / f"seed{cfg.seed}")
 
 
 def _usual_choices(scale: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from trl.trainer.utils import is_async_callable
 
 from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
+from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
@@ -61,12 +62,15 @@ class Grpo:
     """Completions in one forward and backward pass of one process."""
     trl: Mapping[str, Any]
     """Arguments of ``trl.GRPOConfig`` under trl's names."""
+    schedule_steps: int | None = None
+    """Optimizer steps over which the learning rate's schedule is laid out; None: those of the training."""
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
         for name in ("num_generations", "max_completion_length", "temperature", "top_k", "top_p"):
             if name not in self.trl:
                 raise ValueError(f"method.trl.{name}: missing; a recipe states every value that its claim depends on")
+        check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
         if self.prompts_per_step < 1:
             raise ValueError(f"method.prompts_per_step={self.prompts_per_step}: expected at least 1")
         if self.trl["temperature"] <= 0:
@@ -163,7 +167,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     return scores
 
 
-class RolloutGrpoTrainer(GRPOTrainer):
+class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
     Six methods of trl are extended, none is rewritten: the loss, the advantages and the sampler are trl's own.
@@ -174,6 +178,7 @@ class RolloutGrpoTrainer(GRPOTrainer):
         self._context = context
         self._sampling = method.sampling
         self._config = method.config(context)
+        self.schedule_steps = method.schedule_steps
         self._examples: list[Example] = []
         self._rollouts: list[Rollout] = []
         self._scores: torch.Tensor | None = None

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from visual_r1.examples import Example
 from visual_r1.methods.arguments import check_arguments, check_values
+from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
@@ -41,8 +42,11 @@ class Sft:
     """Examples in one forward and backward pass of one process."""
     trl: Mapping[str, Any]
     """Arguments of ``trl.SFTConfig`` under trl's names."""
+    schedule_steps: int | None = None
+    """Optimizer steps over which the learning rate's schedule is laid out; None: those of the training."""
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
         if self.micro_batch_size < 1 or self.examples_per_step % self.micro_batch_size:
             raise ValueError(
                 f"method.micro_batch_size={self.micro_batch_size} does not divide "
@@ -73,10 +77,11 @@ class Sft:
         )
 
 
-class CompletionSftTrainer(SFTTrainer):
+class CompletionSftTrainer(HorizonTrainer, SFTTrainer):
     """trl's trainer on our prompts, probed like every other method."""
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Sft) -> None:
+        self.schedule_steps = method.schedule_steps
         super().__init__(
             model=policy.model,
             args=method.config(context),
