@@ -10,22 +10,27 @@ from itertools import islice
 from pathlib import Path
 
 USER_ERROR = 2
+_MAX_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. A user's mistake is one line on stderr and exit code 2, not a traceback."""
+    """Runs one command; returns its exit code.
+
+    A user's mistake is one line on stderr and exit code 2, not a traceback; 1 says that a check found something wrong.
+    """
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        command(options)
+        code = command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # as `visual-r1 ... | head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     # What our own checks and the file system raise; a fault of the program keeps its traceback.
     except (ValueError, OSError) as error:
         print(f"visual-r1: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), help="the picture (default: %(default)s)")
     show.add_argument("--split", choices=("train", "probe"), default="train", help="default: %(default)s")
     show.set_defaults(command=_data_show)
+    check = data.add_parser("check", help="read every row of train, probe and benchmark, and name the bad ones")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=sat")
+    check.add_argument("-o", "--out", type=Path, help="a file for all bad rows; without it the first ones are shown")
+    check.set_defaults(command=_data_check)
 
     smoke = commands.add_parser("smoke", help="a first look at a new dataset, model or method: prompts and answers")
     smoke.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=spatial")
@@ -84,6 +93,36 @@ def _data_show(options: argparse.Namespace) -> None:
     shown = list(islice(examples, options.num))
     contact_sheet(shown, options.out)
     print(f"{options.out}: {len(shown)} of {len(examples)} examples")
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from visual_r1.config import build, compose_config
+    from visual_r1.datasets.check import check
+    from visual_r1.files import write_text
+
+    cfg = compose_config(options.overrides)
+    nodes = {
+        "dataset.train": cfg.dataset.train,
+        "dataset.probe": cfg.dataset.probe,
+        "benchmark.examples": cfg.benchmark.examples,
+    }
+    bad = []
+    for name, node in nodes.items():
+        # Of a table all rows, however few of them the scale takes, and no stop at the first bad one.
+        examples = build(node, **({"bad_rows": "skip", "size": None} if "bad_rows" in node else {}))
+        findings = check(examples, name=name)
+        bad += [f"{name} {row}" for row in findings.bad]
+        print(f"{name}: {node['_target_']}")
+        for row in findings.bad[:_MAX_SHOWN]:
+            print(f"  bad: {row}")
+        if len(findings.bad) > _MAX_SHOWN:
+            print(f"  bad: ... and {len(findings.bad) - _MAX_SHOWN:,} more; -o FILE names all of them")
+        for line in findings.lines():
+            print(f"  {line}")
+    if options.out is not None:
+        write_text(options.out, "".join(f"{line}\n" for line in bad))
+        print(f"{options.out}: {len(bad):,} bad rows")
+    return 1 if bad else 0
 
 
 def _smoke(options: argparse.Namespace) -> None:

@@ -111,3 +111,18 @@ def test_the_fingerprint_names_what_decides_the_examples():
     ]
     assert len(set(prints)) == 5
     assert prints[0] == Spatial(split="train", size=8).fingerprint()
+
+
+def test_rotation_moves_each_choice_on():
+    data = Spatial(split="test", size=4)
+    turned = data.rotated(1)
+    for example, other in zip(data, turned, strict=True):
+        assert other.choices == (example.choices[-1], *example.choices[:-1])
+        assert other.solution_text == example.solution_text and other.solution != example.solution
+        assert all(
+            f"({letter}) {choice}" in other.question for letter, choice in zip("ABCD", other.choices, strict=False)
+        )
+        assert (other.id, other.images[0].tobytes()) == (example.id, example.images[0].tobytes())
+    assert [example.question for example in turned.rotated(3)] == [example.question for example in data]
+    assert data.fingerprint() != turned.fingerprint() and data.rotated(0).fingerprint() == data.fingerprint()
+    assert data[0].solution_as_written == turned[0].solution_as_written

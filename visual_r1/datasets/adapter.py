@@ -100,13 +100,14 @@ class TableExamples(Sequence[Example], ABC):
         self._num_steps = 0
         self._kept = array("Q")
         self._digest = self._scan(size=size, first_rows=first_rows)
-        if self.bad and bad_rows == "error":
-            raise ValueError(
-                f"{rows.origin}: {len(self.bad)} bad {'row' if len(self.bad) == 1 else 'rows'}, the first is "
-                f"{self.bad[0]}; mend the table, or leave such rows out with bad_rows=skip"
-            )
         if self.bad:
-            print(f"{rows.origin}: left {len(self.bad)} bad rows out, the first is {self.bad[0]}", file=sys.stderr)
+            counted = f"{len(self.bad)} bad row{'s' * (len(self.bad) > 1)}"
+            if bad_rows == "error":
+                raise ValueError(
+                    f"{rows.origin}: {counted}, the first is {self.bad[0]}; mend the table, where `visual-r1 data "
+                    "check` names all of them, or leave such rows out with bad_rows=skip"
+                )
+            print(f"{rows.origin}: left out {counted}, the first is {self.bad[0]}", file=sys.stderr)
 
     @abstractmethod
     def item(self, row: Mapping[str, Any]) -> Item:
@@ -124,8 +125,8 @@ class TableExamples(Sequence[Example], ABC):
         """An example's id; `number` counts the table's rows from 0."""
         return f"{self.name}/{number}"
 
-    def wants(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row belongs to the selection; its images are numbers of bytes."""
+    def wants(self, row: Mapping[str, Any], number: int) -> bool:
+        """Whether a row belongs to the selection; its images are numbers of bytes, `number` is as for `row_id`."""
         return True
 
     def __len__(self) -> int:
@@ -173,7 +174,7 @@ class TableExamples(Sequence[Example], ABC):
         for number, row in enumerate(tqdm(outlines, desc=f"reading {self.name}", unit="row", delay=2, leave=False)):
             if size is not None and len(self._kept) == size:
                 break
-            if not self.wants(row):
+            if not self.wants(row, number):
                 continue
             example_id = self.row_id(row, number)
             try:
@@ -217,8 +218,8 @@ class TableExamples(Sequence[Example], ABC):
         if self._shuffle_seed is not None:
             # Not random.shuffle, whose steps are Python's own affair: the order must outlive versions.
             order.sort(key=lambda position: _hash(f"{self._shuffle_seed}/{example_id}/{position}"))
-        shift = self._num_steps % max(1, num_choices)
-        return order[-shift:] + order[:-shift] if shift else order
+        shift = self._num_steps % num_choices
+        return order[-shift:] + order[:-shift]
 
 
 def text(row: Mapping[str, Any], column: str) -> str:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _BATCH_BYTES = 32 << 20
-"""What one batch of a parquet file may take in memory while it is prepared: about 1,000 rows of SAT."""
+"""What one batch of a parquet file may take in memory while it is prepared, as far as the file's own sizes tell."""
+_BATCH_ROWS = 100
+"""They count a repeated value once, so the rows of a batch are limited, too."""
 _SCAN_ROWS = 1000
 _JSON_LINES = {".jsonl", ".ndjson"}
 
@@ -237,16 +239,17 @@ def _load_saved(folder: Path, *, origin: str, split: str | None) -> datasets.Dat
 
 def _open_repository(repository: str, *, name: str | None, split: str | None) -> Rows:
     """A hub's repository; where the hub does not answer, the files that it sent before."""
-    import huggingface_hub
+    from huggingface_hub import constants, file_download
 
     try:
         return _open_source(repository, origin=repository, folder=Path(), name=name, split=split)
     except ConnectionError as error:
-        try:
-            kept = huggingface_hub.snapshot_download(repository, repo_type="dataset", local_files_only=True)
-        except (OSError, ValueError):
+        folder_name = file_download.repo_folder_name(repo_id=repository, repo_type="dataset")
+        kept = list((Path(constants.HF_HUB_CACHE) / folder_name / "snapshots").glob("*"))
+        if not kept:
             raise ValueError(_unreachable(repository, repository)) from error
-    return _open_folder(Path(kept), origin=repository, name=name, split=split)
+    newest = max(kept, key=lambda folder: folder.stat().st_mtime)
+    return _open_folder(newest, origin=repository, name=name, split=split)
 
 
 def _open_source(source: str, *, origin: str, folder: Path, name: str | None, split: str | None) -> Rows:
@@ -257,7 +260,7 @@ def _open_source(source: str, *, origin: str, folder: Path, name: str | None, sp
         ValueError: there is nothing to read, or it cannot be read.
     """
     import datasets
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
@@ -265,7 +268,12 @@ def _open_source(source: str, *, origin: str, folder: Path, name: str | None, sp
         builder = datasets.load_dataset_builder(source, name)
     except ConnectionError:
         raise
+    except DatasetNotFoundError as error:
+        raise ValueError(f"{origin}: no such path here, and on the hub: {_in_short(error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
+        # What the client of datasets 5.2 raises for a hub that answers with an error of its own, as 503.
+        if "LocalEntryNotFoundError" in str(error):
+            raise ConnectionError(_in_short(error)) from error
         raise ValueError(f"{origin}: {_in_short(error)}") from error
     data_files = {str(key): files for key, files in (builder.config.data_files or {}).items()}
     chosen = _choose_split(list(data_files), split, origin=origin)
@@ -354,7 +362,7 @@ def _prepare_parquet(files: Sequence[Path], *, origin: str) -> datasets.Dataset:
 
 def _batch_rows(metadata: pyarrow.parquet.FileMetaData) -> int:
     num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return max(1, min(_SCAN_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, num_bytes)))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, num_bytes)))
 
 
 def _prepared(builder: datasets.DatasetBuilder, split: str, *, origin: str) -> datasets.Dataset:

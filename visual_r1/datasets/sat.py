@@ -1,9 +1,9 @@
 """SAT (array/SAT, arXiv 2412.07755): spatial questions about simulated rooms, one image or several, answered in words.
 
-Read on its card and in code that uses it: ``SAT_static.parquet`` holds 127 thousand questions about one image;
-``SAT_train.parquet`` holds the same kind first (172,384 rows, ``question_type`` "other" up to row 127,404), then
-questions about motion and other viewpoints with several images; ``SAT_val.parquet`` 4 thousand, ``SAT_test.parquet``
-150 about photographs.
+Read on its card, on that of array/SAT-v2 and in code that uses it: ``SAT_static.parquet`` has 127,405 questions about
+one image each; ``SAT_train.parquet`` 172,384, of which the first 127,405 have ``question_type`` "other", as the static
+ones do, and the rest ask about motion and other viewpoints, some with two images; ``SAT_val.parquet`` has 4,001 and
+``SAT_test.parquet`` 150, about photographs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Sat(TableExamples):
                 file=sys.stderr,
             )
 
-    def wants(self, row: Mapping[str, Any]) -> bool:
+    def wants(self, row: Mapping[str, Any], number: int) -> bool:
         if self._max_images is None or len(row["image_bytes"] or ()) <= self._max_images:
             return True
         self._num_dropped += 1
@@ -80,7 +80,7 @@ class Sat(TableExamples):
         return Item(
             choices=choices,
             answer=position_of_words(text(row, "correct_answer"), choices),
-            category=text(row, "question_type"),
+            category=row["question_type"] or "unknown",
             is_answered_in_words=True,
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import replace
+from typing import Self, overload
 
 from visual_r1.examples import Example
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
@@ -45,6 +47,7 @@ class Spatial(Sequence[Example]):
         self.size = size
         self.seed = seed
         self.categories = tuple(categories)
+        self._num_steps = 0
 
     def __len__(self) -> int:
         return self.size
@@ -60,6 +63,12 @@ class Spatial(Sequence[Example]):
             raise IndexError(f"index {index} of a data set of {self.size}")
         index %= self.size
         scene, question = self.draw(index)
+        shift = self._num_steps % len(question.choices)
+        question = replace(
+            question,
+            choices=question.choices[-shift:] + question.choices[:-shift],
+            answer=(question.answer + shift) % len(question.choices),
+        )
         return Example(
             id=f"spatial/{self.split}/{self.seed}/{index}",
             images=(scene.render(),),
@@ -70,6 +79,12 @@ class Spatial(Sequence[Example]):
             # As the corpus of nano writes it: a number names itself, and no letter need be looked up.
             solution_as_written=question.choices[question.answer] if question.category == "Count" else None,
         )
+
+    def rotated(self, num_steps: int) -> Self:
+        """The same examples with each question's choices moved on by some places; see `TableExamples.rotated`."""
+        other = copy.copy(self)
+        other._num_steps = self._num_steps + num_steps
+        return other
 
     def draw(self, index: int) -> tuple[Scene, Question]:
         """The scene and the question behind an example, for worked solutions."""
@@ -93,6 +108,7 @@ class Spatial(Sequence[Example]):
             "size": self.size,
             "seed": self.seed,
             "categories": self.categories,
+            **({"num_steps": self._num_steps} if self._num_steps else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
