@@ -200,7 +200,7 @@ class Table(TableExamples):
         if num_rows is None or not 0 < num_rows < len(rows):
             raise ValueError(
                 f"{rows.origin}: probe_rows={num_rows} of {len(rows)} rows: expected at least 1, and fewer than there "
-                "are, so that some are left to train on"
+                "are, so that some are left to train on; scale.probe_size sets it"
             )
         if "id" in self._column:
             keys = [row[self._column["id"]] for row in rows.outlines([self._column["id"]])]
