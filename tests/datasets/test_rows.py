@@ -196,6 +196,12 @@ def test_a_preparation_that_fails_leaves_nothing_half_written(tmp_path, prepared
     assert len(open_rows(path)) == NUM_ROWS * 20
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path, prepared):
+    (prepared / "parquet").write_text("a file where a folder should be made")
+    with pytest.raises(ValueError, match=f"could not be prepared in {prepared} .HF_DATASETS_CACHE names another place"):
+        open_rows(write_parquet(tmp_path / "table.parquet", parquet_rows()))
+
+
 @pytest.mark.parametrize("home", [a_parquet_file, json_lines, a_saved_table], ids=lambda home: home.__name__)
 def test_rows_travel_to_another_process(home, tmp_path):
     rows = open_rows(**home(tmp_path))

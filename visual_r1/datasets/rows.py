@@ -15,11 +15,12 @@ Why these readers:
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,7 @@ def _open_source(source: str, *, origin: str, folder: Path, name: str | None, sp
     is_json_lines = isinstance(builder, Json) and {Path(file).suffix for file in data_files[chosen]} <= _JSON_LINES
     if isinstance(builder, Parquet) or is_json_lines:
         return _open_files([_local(file) for file in data_files[chosen]], origin=origin)
-    return ArrowRows(_prepared(builder, chosen, origin=origin), origin=origin, folder=folder)
+    return ArrowRows(_prepared(lambda: builder, chosen, origin=origin), origin=origin, folder=folder)
 
 
 def _choose_split(splits: Sequence[str], split: str | None, *, origin: str) -> str:
@@ -357,7 +358,8 @@ def _prepare_parquet(files: Sequence[Path], *, origin: str) -> datasets.Dataset:
     paths = [str(file.absolute()) for file in files]
     versions = [(f"{path} {stat.st_size} {stat.st_mtime_ns}",) for path in paths for stat in (Path(path).stat(),)]
     data_files = DataFilesDict({"train": DataFilesList(paths, list(versions))})
-    return _prepared(StreamedParquet(dataset_name="parquet", data_files=data_files), "train", origin=origin)
+    make = functools.partial(StreamedParquet, dataset_name="parquet", data_files=data_files)
+    return _prepared(make, "train", origin=origin)
 
 
 def _batch_rows(metadata: pyarrow.parquet.FileMetaData) -> int:
@@ -365,16 +367,22 @@ def _batch_rows(metadata: pyarrow.parquet.FileMetaData) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, num_bytes)))
 
 
-def _prepared(builder: datasets.DatasetBuilder, split: str, *, origin: str) -> datasets.Dataset:
+def _prepared(make: Callable[[], datasets.DatasetBuilder], split: str, *, origin: str) -> datasets.Dataset:
     """What a builder makes, from the cache of ``datasets`` or written there now."""
     import datasets
+    import datasets.config
     from datasets.exceptions import DatasetsError
 
     try:
+        builder = make()
         builder.download_and_prepare()
         dataset = builder.as_dataset(split)
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{origin}: could not be prepared: {_in_short(error.__cause__ or error)}") from error
+        cause = error.__cause__ or error
+        # What has a number comes from the file system: full, or not to be written to.
+        is_of_disk = isinstance(cause, OSError) and cause.errno is not None
+        where = f" in {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE names another place)" if is_of_disk else ""
+        raise ValueError(f"{origin}: could not be prepared{where}: {_in_short(cause)}") from error
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"{origin}: expected one split, got {type(dataset).__name__}")
     return dataset
