@@ -18,6 +18,7 @@ COMMANDS = (
     ["organism", "--help"],
     ["organism", "build", "--help"],
     ["data", "show", "--help"],
+    ["data", "check", "--help"],
     ["figure", "--help"],
     ["published", "--help"],
 )
