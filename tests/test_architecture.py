@@ -26,7 +26,7 @@ LAYERS = (
     {"examples", "files", "images", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
     {"rewards", "metrics"},
-    {"datasets", "organisms"},
+    {"architectures", "datasets", "organisms"},
     {"models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
     {"config"},
