@@ -168,16 +168,23 @@ class Published:
         return tuple(sorted(rows, key=lambda row: _KINDS.index(row.kind)))
 
     def counterparts(
-        self, benchmark: str, *, style: str, method: str, freeze: str = "nothing", adapter: str = "none"
+        self, benchmark: str, *, model: str, style: str, method: str, freeze: str = "nothing", adapter: str = "none"
     ) -> tuple[PublishedRow, ...]:
-        """The rows whose model and training a run repeats, by the names of its config groups.
+        """The rows whose model and training a run repeats.
 
-        A model that nobody trained has ``method="eval"``.
+        Args:
+            benchmark: Its name.
+            model: Where the run started from, a hub id or a folder; a folder counts by its own name, Qwen2-VL-2B.
+            style: How the model is talked to, base or instruct.
+            method: The run's method; ``eval`` for a model as it was downloaded.
+            freeze: What is not trained.
+            adapter: none or lora.
         """
         return tuple(
             row
             for row in self.on(benchmark)
-            if method in row.recipe.methods
+            if row.model.rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]
+            and method in row.recipe.methods
             and (row.recipe.style, row.recipe.freeze, row.recipe.adapter) == (style, freeze, adapter)
         )
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import ascii_lowercase
 from textwrap import wrap
+from typing import Any
 
+from visual_r1.report.beside import beside
 from visual_r1.report.columns import aligned
 from visual_r1.report.published import PublishedRow, published
+from visual_r1.statistics import Interval
 
 _WIDTH = 110
+_HOW = "differences: this run's `reference` accuracy minus the row's; 95 % intervals over items, unpaired"
 
 
 def published_table(benchmark: str) -> str:
@@ -60,6 +65,56 @@ def published_table(benchmark: str) -> str:
         *(f" {letter} {source.where}, {source.date}, {source.url}" for source, letter in sources.items()),
     ]
     return "\n".join(lines)
+
+
+def beside_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A run beside the published rows of its benchmark; no line where nothing is published on it.
+
+    Rows that the run repeats are marked, and shown by category where they can be compared.
+    """
+    compared = beside(summary)
+    if compared is None:
+        return []
+    name = compared.benchmark.name
+    numbers = note_numbers(name)
+    wording = summary.get("prompt")
+    has_start = any(when == "before" for _, when in compared.measured)
+    table = [("", "accuracy", "this run minus it", "notes")]
+    for (scorer, when), accuracy in compared.measured.items():
+        table.append((f"  this run{f' {when}' if has_start else ''}, {scorer}", _percent(accuracy), "", ""))
+    for one in compared.rows:
+        row = one.row
+        label = row.label if row.kind == "paper" else f"{row.label} ({row.kind})"
+        mark = ">" if one.is_counterpart else " "
+        difference = _points(one.difference) + (" before" if one.when == "before" else "")
+        table.append((f"{mark} {label}", accuracy_text(row), difference, markers(row, numbers)))
+        if one.is_counterpart:
+            table += [
+                (f"    {category}", accuracy_text(row, category), _points(difference), "")
+                for category, difference in one.by_category.items()
+            ]
+    return [
+        f"Published on {compared.benchmark.title}, in %; > is what this run repeats",
+        *aligned(table),
+        f"No difference, because {compared.reason}" if compared.reason else _HOW,
+        *(
+            [f"asked in the {wording} wording; the rows are of model.prompt=paper"]
+            if wording not in (None, "paper")
+            else []
+        ),
+        f"notes and sources: visual-r1 published --benchmark {name}",
+    ]
+
+
+def _percent(accuracy: Interval) -> str:
+    return f"{100 * accuracy.estimate:.2f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def _points(difference: Interval | None) -> str:
+    """A difference of shares in points: ``+0.6 [-2.0, 3.3]``."""
+    if difference is None:
+        return ""
+    return f"{100 * difference.estimate:+.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
 
 
 def accuracy_text(row: PublishedRow, category: str | None = None) -> str:
