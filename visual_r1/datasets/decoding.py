@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """Pixels (width x height) of the largest image that is read: where Pillow begins to warn of decompression bombs."""
@@ -148,7 +148,8 @@ def _as_rgb(image: Image.Image, *, name: str) -> Image.Image:
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise UnusableImage(f"{name} is {width} x {height}, over {MAX_ASPECT_RATIO} times longer than wide: crop it")
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if ExifTags.Base.Orientation in image.getexif():
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
