@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 
-from visual_r1.statistics import Interval, pass_at_k, wilson
+from visual_r1.statistics import Interval, Stratum, pass_at_k, weighted_wilson, wilson
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,42 @@ def test_a_higher_level_is_wider():
 def test_wilson_refuses(successes, n, level):
     with pytest.raises(ValueError):
         wilson(successes, n, level)
+
+
+def test_one_stratum_is_wilson():
+    assert weighted_wilson([Stratum(1.0, 15, 148)]) == wilson(15, 148)
+
+
+def test_a_weighted_mean_gives_the_published_interval():
+    # Newcombe, Statistics in Medicine 17 (1998) 873, table II, contrast (a), method 10: 56/70 - 48/80 is 0.2, between
+    # 0.0524 and 0.3339. Half of 56/70 plus half of 32/80 is half of that difference plus a half.
+    interval = weighted_wilson([Stratum(0.5, 56, 70), Stratum(0.5, 32, 80)])
+    assert interval.estimate == pytest.approx(0.6)
+    assert (interval.low, interval.high) == pytest.approx((0.5 + 0.0524 / 2, 0.5 + 0.3339 / 2), abs=5e-5)
+
+
+def test_a_weighted_interval_by_hand():
+    # Wilson: 8 of 10 in [0.49016, 0.94332], 5 of 10 in [0.23659, 0.76341]; 0.75 and 0.25 of them.
+    interval = weighted_wilson([Stratum(0.75, 8, 10), Stratum(0.25, 5, 10)])
+    assert interval.estimate == pytest.approx(0.725)
+    below = ((0.75 * (0.8 - 0.49016)) ** 2 + (0.25 * (0.5 - 0.23659)) ** 2) ** 0.5
+    above = ((0.75 * (0.94332 - 0.8)) ** 2 + (0.25 * (0.76341 - 0.5)) ** 2) ** 0.5
+    assert (interval.low, interval.high) == pytest.approx((0.725 - below, 0.725 + above), abs=1e-5)
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.55, 0.5), (0.9, 0.2, 0.7), (0.95, 0.97, 0.9)])
+def test_a_weighted_interval_covers_the_truth(shares):
+    weights, sizes = (0.25, 0.25, 0.5), (60, 40, 100)  # as CV-Bench's collections, but small
+    truth = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+    draws = np.random.default_rng(0).binomial(sizes, shares, size=(2000, 3)).tolist()
+    intervals = [weighted_wilson([Stratum(*one) for one in zip(weights, row, sizes, strict=True)]) for row in draws]
+    assert 0.93 < sum(one.low <= truth <= one.high for one in intervals) / len(intervals) < 0.97
+
+
+@pytest.mark.parametrize("weights", [(), (0.5, 0.4), (1.5, -0.5), (1.0, 0.0)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match="add up to 1"):
+        weighted_wilson([Stratum(weight, 1, 2) for weight in weights])
 
 
 def test_interval_prints_percentages():
