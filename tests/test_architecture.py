@@ -23,9 +23,9 @@ TRACKED = subprocess.run(
 
 # Lowest first. A module may import from its own layer and from those below.
 LAYERS = (
-    {"examples", "files", "images", "statistics", "provenance"},
+    {"distributed", "examples", "files", "images", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
-    {"rewards", "metrics"},
+    {"rewards", "metrics", "scoring"},
     {"architectures", "datasets", "organisms"},
     {"models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
@@ -41,13 +41,15 @@ HOMES = {
     "vllm": "rollout/",
     "trl": "methods/",
     "matplotlib": "report/",
+    "math_verify": "scoring/",
+    "latex2sympy2_extended": "scoring/",
 }
 
 # What must answer at once (a test, --help, a reward in somebody's notebook) loads neither torch nor transformers.
 LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking"),
-    *("config", "cli"),
-    *("rewards/", "metrics/", "datasets/", "report/"),
+    *("config", "cli", "distributed"),
+    *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "evaluation"),
 )
 
 

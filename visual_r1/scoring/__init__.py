@@ -1,0 +1,1 @@
+"""How responses are judged and averaged: one scorer a file, all of them over the same responses."""
