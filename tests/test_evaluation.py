@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from PIL import Image
 
-from visual_r1.evaluation import BlankImages, Report, evaluate, summarise, with_blank_images
+from visual_r1.evaluation import BlankImages, Report, check_scoring, evaluate, summarise, with_blank_images
 from visual_r1.examples import Example
+from visual_r1.files import write_parquet
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.rollout.engine import Completion, Sampling
+from visual_r1.scoring.reference import Reference
+from visual_r1.scoring.responses import read_responses
+from visual_r1.scoring.strict import Strict
 from visual_r1.statistics import wilson
 
 RED = (250, 0, 0)
+SIZE = (56, 112)  # on nano's grid of pixels, so no image is resized
 SAMPLING = Sampling(max_completion_length=30, temperature=0.0)
 REFLECTION = Reflection(phrases=("wait",))
 
@@ -21,7 +26,7 @@ REFLECTION = Reflection(phrases=("wait",))
 def example(number, category, solution, num_choices):
     return Example(
         id=f"item/{number}",
-        images=(Image.new("RGB", (28, 56), RED),),
+        images=(Image.new("RGB", SIZE, RED),),
         question=f"Question {number}?",
         choices=("red", "green", "blue", "grey")[:num_choices],
         solution=solution,
@@ -45,6 +50,17 @@ SAID = [
 ]
 TRUNCATED = "item/4"
 
+# What is said when the choices have moved on by one place, and the word that the question is known by then.
+AGAIN = "Once more"
+SAID_AGAIN = [
+    "x</think> <answer>red</answer>",  # the same words, right
+    "x</think> <answer>green</answer>",  # the same words, wrong
+    "",
+    "x</think> <answer>(B)</answer>",  # the same letter, other words
+    "x</think> <answer>(C)</answer>",  # the same words by another letter, right
+    "x</think> blue",
+]
+
 
 @dataclass
 class Scripted:
@@ -60,10 +76,11 @@ class Scripted:
 
     def complete(self, policy, conversation):
         image, text = conversation[0]["content"]
-        assert image["image"].size == (28, 56)
+        assert image["image"].size == SIZE
         number = next(n for n in range(len(SAID)) if f"Question {n}?" in text["text"])
         is_blank = image["image"].getpixel((0, 0)) != RED
-        ids = policy.tokenizer(SAID[number][is_blank])["input_ids"]
+        said = SAID_AGAIN[number] if AGAIN in text["text"] else SAID[number][is_blank]
+        ids = policy.tokenizer(said)["input_ids"]
         is_truncated = EXAMPLES[number].id == TRUNCATED and not is_blank
         ids = ids if is_truncated else [*ids, policy.tokenizer.eos_token_id]
         return Completion(prompt_ids=(), token_ids=tuple(ids), logps=(0.0,) * len(ids), is_truncated=is_truncated)
@@ -97,7 +114,7 @@ def test_every_category_has_the_same_context(report):
     categories = summary["by_category"]
     assert list(categories) == ["Count", "Depth"]
     for measured in categories.values():
-        assert measured.keys() == summary.keys() - {"benchmark", "by_category"}
+        assert measured.keys() == summary.keys() - {"benchmark", "by_category", "scorers"}
     count, depth = categories["Count"], categories["Depth"]
     assert (count["num_items"], depth["num_items"]) == (4, 2)
     assert (count["accuracy"], depth["accuracy"]) == (2 / 4, 2 / 2)
@@ -121,6 +138,124 @@ def test_items_are_what_the_summary_counts(report):
     assert [item["completion"] for item in items] == [said for said, _ in SAID]
 
 
+def test_every_scorer_judges_the_same_responses(policies):
+    engine = Scripted()
+    scorers = {"reference": Reference(), "strict": Strict()}
+    report = evaluate(
+        policies["base"],
+        engine,
+        EXAMPLES,
+        benchmark="six",
+        sampling=SAMPLING,
+        reflection=REFLECTION,
+        scorers=scorers,
+    )
+    assert len(engine.seeds) == 4  # two batches with the image, two without
+    summary = report.summary()
+    strict, reference = summary["scorers"]["strict"], summary["scorers"]["reference"]
+    assert strict.items() <= {**summary, "by_category": strict["by_category"], "by_group": {}}.items()
+    assert strict["by_category"]["Depth"].items() <= summary["by_category"]["Depth"].items()
+    # By the lenient rule the third is right, too: "a thought" and "red" are both A.
+    assert reference["accuracy"] == 5 / 6
+    assert reference["accuracy_interval"] == [wilson(5, 6).low, wilson(5, 6).high]
+    assert reference["parse_rate"] == 5 / 6 and reference["truncated_rate"] == 1 / 6
+    assert (reference["chance"], reference["majority"]) == (summary["chance"], summary["majority"])
+    assert reference["by_category"]["Count"]["accuracy"] == 3 / 4
+    assert [item["correct_reference"] for item in report.items()] == [True, False, True, True, True, True]
+    assert [item["correct"] for item in report.items()] == [True, False, False, True, True, True]
+
+
+def test_a_benchmark_names_no_scorer_and_has_the_strict_one(report):
+    assert list(report.summary()["scorers"]) == ["strict"]
+
+
+def test_the_headline_cannot_be_renamed():
+    with pytest.raises(ValueError, match=r"benchmark\.scorers\.strict=Reference: the headline's rule is Strict"):
+        check_scoring(EXAMPLES, scorers={"strict": Reference()}, option_swap=False)
+
+
+class Rotatable(list):
+    """Examples whose choices can be put in another order."""
+
+    def rotated(self, num_steps):
+        return [
+            replace(
+                one,
+                question=f"{one.question} {AGAIN}",
+                choices=one.choices[-num_steps:] + one.choices[:-num_steps],
+                solution=one.letters[(one.letters.index(one.solution) + num_steps) % len(one.choices)],
+            )
+            for one in self
+        ]
+
+
+def test_swapped_options_show_who_chooses_letters(policies):
+    report = evaluate(
+        policies["base"],
+        Scripted(),
+        Rotatable(EXAMPLES),
+        benchmark="six",
+        sampling=SAMPLING,
+        reflection=REFLECTION,
+        option_swap=True,
+    )
+    summary = report.summary()
+    # red red, green green, nothing nothing, (B) green and then red, green green, blue and then nothing
+    assert summary["swap_consistency"] == 3 / 6
+    assert summary["swap_consistency_interval"] == [wilson(3, 6).low, wilson(3, 6).high]
+    assert summary["both_orders_accuracy"] == 2 / 6  # the first and the fifth
+    assert summary["both_orders_accuracy_interval"] == [wilson(2, 6).low, wilson(2, 6).high]
+    assert summary["accuracy"] == pytest.approx(4 / 6)  # of the first order, as ever
+    assert summary["by_category"]["Depth"]["swap_consistency"] == 1 / 2
+    assert [item["rotated_choice"] for item in report.items()] == ["B", "A", None, "B", "C", None]
+    assert [item["rotated_correct"] for item in report.items()] == [True, False, False, False, True, False]
+    assert report.items()[4]["rotated_choices"] == ["grey", "red", "green", "blue"]
+    after = summarise(None, summary, steps=0)
+    assert after["swap_consistency_after"] == 3 / 6 and "both_orders_accuracy_after_interval" in after
+
+
+def test_choices_that_keep_their_order_are_refused_at_the_start(policies):
+    message = r"benchmark\.option_swap=true: list cannot put its choices in another order"
+    with pytest.raises(ValueError, match=message):
+        check_scoring(EXAMPLES, scorers={}, option_swap=True)
+    engine = Scripted()
+    with pytest.raises(ValueError, match=message):
+        evaluate(
+            policies["base"],
+            engine,
+            EXAMPLES,
+            benchmark="six",
+            sampling=SAMPLING,
+            reflection=REFLECTION,
+            option_swap=True,
+        )
+    assert not engine.seeds
+
+
+def test_the_report_holds_no_images(report):
+    assert not any(rollout.example.images for rollout in (*report.rollouts, *report.blank_rollouts))
+
+
+def test_items_are_all_that_scoring_again_needs(report, tmp_path):
+    path = tmp_path / "evaluation.parquet"
+    write_parquet(path, [{"when": when, **item} for when in ("before", "after") for item in report.items()])
+    moments = read_responses(path, lambda: pytest.fail("a run brings its questions along"))
+    assert list(moments) == ["before", "after"]
+    again = moments["after"]
+    assert again.knows_lengths
+    read = Report(benchmark="six", rollouts=again.rollouts, blank_rollouts=again.blank_rollouts, reflection=REFLECTION)
+    assert read.summary() == report.summary()
+
+
+def test_what_nobody_measured_is_no_number(report):
+    unknown = replace(report, blank_rollouts=(), knows_lengths=False)
+    for measured in (unknown.summary(), unknown.summary()["by_category"]["Count"]):
+        for name in ("blank_accuracy", "blank_accuracy_interval", "truncated_rate", "length"):
+            assert measured[name] is None
+    assert unknown.summary()["accuracy"] == report.summary()["accuracy"]
+    assert "blank_choice" not in unknown.items()[0]
+
+
 def test_batches_have_seeds_of_their_own(policies):
     engine = Scripted()
     evaluate(policies["base"], engine, EXAMPLES, benchmark="six", sampling=SAMPLING, reflection=REFLECTION, seed=10)
@@ -130,7 +265,7 @@ def test_batches_have_seeds_of_their_own(policies):
 def test_blank_images_keep_all_but_the_picture():
     blank = with_blank_images(EXAMPLES[0])
     assert blank.images[0].size == EXAMPLES[0].images[0].size
-    assert blank.images[0].getcolors() == [(28 * 56, (128, 128, 128))]
+    assert blank.images[0].getcolors() == [(56 * 112, (128, 128, 128))]
     assert (blank.id, blank.question, blank.solution) == (EXAMPLES[0].id, EXAMPLES[0].question, EXAMPLES[0].solution)
     blanks = BlankImages(EXAMPLES)
     assert len(blanks) == 6 and [one.id for one in blanks[2:4]] == ["item/2", "item/3"]

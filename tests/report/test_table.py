@@ -62,6 +62,48 @@ def test_what_is_missing_is_a_dash_and_not_a_number():
     assert "response length" not in text  # a row without any number says nothing
 
 
+def by_scorer(name):
+    strict = {"accuracy": 0.5, "accuracy_interval": [0.45, 0.55], "chance": 0.3, "majority": 0.35, "parse_rate": 0.9}
+    lenient = {**strict, "accuracy": 0.7, "accuracy_interval": [0.65, 0.75], "blank_accuracy": 0.4, "parse_rate": 1.0}
+    none = {"accuracy": None, "problem": "no item is from Omni3D"}
+    return {"strict": strict, "reference": lenient, "cambrian": none}[name]
+
+
+def test_the_scorers_stand_side_by_side():
+    values = summary()
+    values["scorers"] = {
+        name: {"before": by_scorer("strict"), "after": by_scorer(name)} for name in ("strict", "reference", "cambrian")
+    }
+    text = run_table(values)
+    rows = [line for line in text.splitlines() if line.startswith("reference")]
+    assert [row.split() for row in rows] == [
+        ["reference", "before", "50.0", "%", "[45.0,", "55.0]", "30.0", "%", "35.0", "%", "-", "90.0", "%"],
+        ["reference", "after", "70.0", "%", "[65.0,", "75.0]", "30.0", "%", "35.0", "%", "40.0", "%", "100.0", "%"],
+    ]
+    assert "no cambrian: no item is from Omni3D" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_one_scorer_is_the_headline_and_stands_there_alone():
+    values = summary()
+    values["scorers"] = {"strict": {"before": by_scorer("strict"), "after": by_scorer("strict")}}
+    assert run_table(values) == run_table(summary())
+
+
+def test_swapped_options_are_shown_where_they_were_asked():
+    assert "both orders" not in run_table(summary())
+    text = run_table({**summary(), "swap_consistency_after": 0.25, "both_orders_accuracy_after": 0.125})
+    assert cells(text, "same words in both orders")[1:] == ["-", "25.0 %"]
+    assert cells(text, "right in both orders")[1:] == ["-", "12.5 %"]
+
+
+def test_responses_made_elsewhere_have_no_seed_and_no_commit():
+    values = {"name": "x.jsonl", "num_responses": 398, "num_missing": 2, "benchmark": "cvbench", "accuracy_after": 0.5}
+    text = run_table(values)
+    assert text.startswith("x.jsonl: 398 responses, 2 missing and counted as wrong\non cvbench")
+    assert "seed" not in text and "measured" in text
+
+
 def test_it_fits_a_terminal():
     assert max(map(len, run_table(summary()).splitlines())) <= 100
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_r1.files import read_json
+from visual_r1.report.columns import aligned
 from visual_r1.run_folder import RunFolder, RunFolderError
 
 
@@ -34,11 +35,9 @@ def run_table(summary: Mapping[str, Any], *, figure: Path | None = None) -> str:
         summary: The contents of ``summary.json``; what it lacks is shown as "-".
         figure: Where the curves are drawn.
     """
-    # Without a training step there is no before and after, only a measurement.
-    is_trained = bool(summary.get("steps"))
-    moments = ("before", "after") if is_trained else ("after",)
+    moments = _moments(summary)
     rows: list[tuple[str, ...]] = [
-        ("", *(moments if is_trained else ("measured",)), "chance", "majority"),
+        ("", *moments.values(), "chance", "majority"),
         _accuracy_row("accuracy", summary, [_suffixed(summary, "accuracy", moment) for moment in moments]),
         *(
             _accuracy_row(f"  {category}", measured.get("after", {}), [measured.get(moment, {}) for moment in moments])
@@ -50,6 +49,8 @@ def run_table(summary: Mapping[str, Any], *, figure: Path | None = None) -> str:
                 ("on blank images", "blank_accuracy", _share),
                 ("answers that can be read", "parse_rate", _share),
                 ("cut at the limit", "truncated_rate", _share),
+                ("same words in both orders", "swap_consistency", _share),
+                ("right in both orders", "both_orders_accuracy", _share),
                 ("response length, tokens", "length", _number),
                 ("reflection rate", "reflection", _share),
                 # The benchmark is greedy; what a policy does only sometimes shows where it is sampled.
@@ -60,21 +61,60 @@ def run_table(summary: Mapping[str, Any], *, figure: Path | None = None) -> str:
             if any(_suffixed(summary, key, moment)[key] is not None for moment in moments)
         ),
     ]
-    facts = [
+    lines = [
+        f"{summary.get('name', 'run')}: {', '.join(_facts(summary))}",
+        f"on {summary.get('benchmark', '-')}; 95 % intervals",
+        "",
+        *aligned(rows),
+        *_scorer_lines(summary, moments),
+    ]
+    if figure is not None:
+        lines += ["", f"figure: {figure}"]
+    return "\n".join(lines)
+
+
+def _moments(summary: Mapping[str, Any]) -> dict[str, str]:
+    """When something was measured, and how a table calls it: without a training step there is no before and after."""
+    if summary.get("steps") or "accuracy_before" in summary:
+        return {"before": "before", "after": "after"}
+    return {"after": "measured"}
+
+
+def _facts(summary: Mapping[str, Any]) -> list[str]:
+    """How the numbers came about; responses made elsewhere come without a seed and a commit."""
+    if "num_responses" in summary:
+        missing = summary.get("num_missing")
+        return [
+            f"{summary['num_responses']} responses" + (f", {missing} missing and counted as wrong" if missing else "")
+        ]
+    return [
         f"seed {summary.get('seed', '-')}",
         f"{summary.get('steps', '-')} steps",
         _duration(summary.get("wall_seconds")) + (" since it was resumed" if summary.get("is_resumed") else ""),
         f"commit {str(summary.get('commit') or '-')[:10]}" + (" with changes" if summary.get("is_dirty") else ""),
     ]
-    lines = [
-        f"{summary.get('name', 'run')}: {', '.join(facts)}",
-        f"on {summary.get('benchmark', '-')}; 95 % intervals",
+
+
+def _scorer_lines(summary: Mapping[str, Any], moments: Mapping[str, str]) -> list[str]:
+    """The scorers of a run side by side; nothing where the headline's is the only one."""
+    scorers = summary.get("scorers", {})
+    if len(scorers) < 2:
+        return []
+    rows = [("scorer", "", "accuracy", "chance", "majority", "on blank images", "read")]
+    problems = []
+    for name, measured in scorers.items():
+        for moment, label in moments.items():
+            values = measured.get(moment, {})
+            keys = ("accuracy", "chance", "majority", "blank_accuracy", "parse_rate")
+            rows.append((name, label, *(_share(values, key) for key in keys)))
+        if problem := measured.get("after", {}).get("problem"):
+            problems.append(f"no {name}: {problem}")
+    return [
         "",
-        *_aligned(rows),
+        "The same responses by each scorer; read: an answer was found where the rule looks first",
+        *aligned(rows),
+        *problems,
     ]
-    if figure is not None:
-        lines += ["", f"figure: {figure}"]
-    return "\n".join(lines)
 
 
 def _accuracy_row(label: str, context: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -111,8 +151,3 @@ def _duration(seconds: float | None) -> str:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
