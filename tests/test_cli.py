@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from visual_r1.cli import main
-from visual_r1.files import write_json, write_jsonl, write_text
+from visual_r1.files import read_json, write_json, write_jsonl, write_text
 
 COMMANDS = (
     ["--help"],
@@ -21,6 +21,7 @@ COMMANDS = (
     ["data", "check", "--help"],
     ["figure", "--help"],
     ["published", "--help"],
+    ["score", "--help"],
 )
 
 
@@ -59,6 +60,8 @@ def test_data_show_takes_the_settings_that_a_run_takes(tmp_path, capsys):
         (["data", "show", "dataset.train.sise=3"], "sise"),
         (["data", "show", "-o", "sheet.txt"], "sheet.txt"),
         (["figure", "runs/no/such/run"], "runs/no/such/run is not a run folder"),
+        (["score", "--benchmark", "spatial", "none.jsonl"], "none.jsonl"),
+        (["score", "--benchmark", "spatail", "none.jsonl"], "spatail"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -125,3 +128,41 @@ class TestFigure:
         assert main(["figure", str(run)]) == 0
         printed = capsys.readouterr().out
         assert "75.0 %" in printed and str(run / "figure.png") in printed
+
+
+class TestScore:
+    """Responses made elsewhere end in the table that a run ends with."""
+
+    def test_lines_are_scored_by_every_scorer_of_the_benchmark(self, tmp_path, capsys):
+        path, out = tmp_path / "responses.jsonl", tmp_path / "out.json"
+        write_jsonl(path, [{"id": number, "response": "I see a dog."} for number in range(8)])
+        arguments = ["score", "--benchmark", "spatial", "scale.benchmark_size=8", str(path), "-o", str(out)]
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert f"{path}: 8 responses" in printed and str(out) in printed
+        summary = read_json(out)
+        assert summary["num_items"] == 8 and summary["accuracy_after"] == 0.0
+        lenient = summary["scorers"]["reference"]["after"]
+        # The first two of each kind have answer A and B; "a" is taken for A.
+        assert lenient["accuracy"] == 4 / 8 and lenient["parse_rate"] == 0.0
+        assert "50.0 %" in next(line for line in printed.splitlines() if line.startswith("reference"))
+
+    def test_missing_responses_have_to_be_allowed(self, tmp_path, capsys):
+        path = tmp_path / "responses.jsonl"
+        write_jsonl(path, [{"id": 0, "response": "<answer>A</answer>"}])
+        arguments = ["score", "--benchmark", "spatial", "scale.benchmark_size=4", str(path)]
+        assert main(arguments) == 2
+        assert "no response to 3 of 4 items" in capsys.readouterr().err
+        assert main([*arguments, "--allow-missing"]) == 0
+        printed = capsys.readouterr().out
+        assert "1 responses, 3 missing and counted as wrong" in printed and "25.0 %" in printed
+
+    def test_the_papers_result_file_is_compared_with_its_own_verdicts(self, tmp_path, capsys):
+        path = tmp_path / "CVBench_result.json"
+        item = {"question": "Where?", "options": ["left", "right"], "task": "Relation", "ground_truth": "(B)"}
+        results = [{**item, "response": "right", "correct": int(number != 1)} for number in range(3)]
+        write_json(path, {"results": results, "accuracy": {}, "args": {}})
+        assert main(["score", "--benchmark", "cvbench", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert "The file's own verdicts differ from the reference rule on 1 of 3 items: 1\n" in printed
+        assert "no cambrian: results/0 has no subset" in printed

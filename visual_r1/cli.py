@@ -71,6 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
     figure.set_defaults(command=_figure)
 
+    score = commands.add_parser("score", help="score responses made elsewhere, as a run scores its own")
+    score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: benchmark.path=FOLDER")
+    score.add_argument(
+        "responses",
+        type=Path,
+        help="lines of {id, response}, the paper's CVBench_result_*.json, or a run's evaluation.parquet",
+    )
+    score.add_argument("--benchmark", required=True, metavar="NAME", help="as run.py takes it: cvbench")
+    score.add_argument("--allow-missing", action="store_true", help="count items without a response as wrong")
+    score.add_argument("-o", "--out", type=Path, help="a file for all numbers, as JSON")
+    score.set_defaults(command=_score)
+
     published = commands.add_parser("published", help="what others have reached, with intervals and what to know")
     published.add_argument("--benchmark", default="cvbench", help="cvbench, blink or vsr (default: %(default)s)")
     published.set_defaults(command=_published)
@@ -145,6 +157,51 @@ def _figure(options: argparse.Namespace) -> None:
         print(f"{folder.path} is not finished; its curves so far: {figure}")
     else:
         raise ValueError(f"{folder.path} has measured nothing yet, so there is nothing to draw")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from visual_r1.config import build, compose_config
+    from visual_r1.evaluation import Report, summarise, with_strict
+    from visual_r1.files import write_json
+    from visual_r1.metrics.reflection import Reflection
+    from visual_r1.report.table import print_run
+    from visual_r1.scoring.reference import Reference
+    from visual_r1.scoring.responses import disagreements, read_responses
+
+    cfg = compose_config([f"benchmark={options.benchmark}", *options.overrides])
+    scorers = {str(name): build(node) for name, node in cfg.benchmark.scorers.items()}
+    questions = cfg.benchmark.examples
+    # Of a table all rows, however few of them the scale takes.
+    moments = read_responses(
+        options.responses,
+        lambda: build(questions, **({"size": None} if "bad_rows" in questions else {})),
+        allow_missing=options.allow_missing,
+    )
+    reports = {
+        when: Report(
+            benchmark=cfg.benchmark.name,
+            rollouts=responses.rollouts,
+            blank_rollouts=responses.blank_rollouts,
+            reflection=Reflection(phrases=tuple(cfg.keywords.phrases)),
+            scorers=with_strict(scorers),
+            knows_lengths=responses.knows_lengths,
+        ).summary()
+        for when, responses in moments.items()
+    }
+    after = moments["after"]
+    counted = {"num_responses": len(after.rollouts) - len(after.missing), "num_missing": len(after.missing)}
+    summary = summarise(reports.get("before"), reports["after"], name=str(options.responses), **counted)
+    print_run(summary)
+    if after.verdicts is not None:
+        summary["disagreements"] = different = disagreements(after, Reference())
+        shown = ", ".join(map(str, different[:_MAX_SHOWN])) + (", ..." if len(different) > _MAX_SHOWN else "")
+        print(
+            f"The file's own verdicts differ from the reference rule on {len(different)} of {len(after.verdicts)} items"
+            + (f": {shown}" if different else "")
+        )
+    if options.out is not None:
+        write_json(options.out, summary)
+        print(f"all numbers: {options.out}")
 
 
 def _published(options: argparse.Namespace) -> None:
