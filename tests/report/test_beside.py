@@ -7,9 +7,14 @@ from math import sqrt
 
 import pytest
 
+from visual_r1.evaluation import Report, summarise
+from visual_r1.examples import Example, Rollout
+from visual_r1.metrics.reflection import Reflection
 from visual_r1.report.beside import Beside, Compared, _difference, beside
 from visual_r1.report.published import published
 from visual_r1.report.published_table import beside_lines
+from visual_r1.report.table import run_table
+from visual_r1.scoring.strict import Strict
 from visual_r1.statistics import wilson
 
 ITEMS = published().benchmarks["cvbench"].categories
@@ -114,6 +119,7 @@ def test_a_row_that_does_not_add_up_widens_the_difference():
             lambda run: run["by_category"]["Depth"]["after"].update(num_items=599),
             "the run was asked 599 items of category Depth, the published models 600",
         ),
+        (lambda run: run.update(num_missing=1), "the run has no response to 1 of the items"),
         (lambda run: run["by_category"].pop("Count"), "the run was asked 0 items of category Count"),
         (lambda run: run["scorers"].pop("reference"), "was not scored by the paper's rule, `reference`"),
         (lambda run: run["scorers"]["reference"].update(after={"accuracy": None}), "was not scored by the paper's"),
@@ -162,3 +168,37 @@ class TestLines:
         lines = beside_lines(run)
         assert self.cells(lines, "  this run, reference") == ["62.28 [60.4, 64.1]"]
         assert self.cells(lines, "> base")[1].startswith("+30.9") and not any("before" in line for line in lines)
+
+
+def test_a_scored_run_ends_with_the_published_rows():
+    # Any rule may stand under the name; the paper's own would take seconds over so many responses.
+    rollouts = [
+        Rollout(
+            example=Example(
+                id=f"{category}/{index}",
+                images=(),
+                question="Which? (A) left (B) right",
+                choices=("left", "right"),
+                solution="A",
+                category=category,
+            ),
+            completion=f"</think> <answer>{'A' if index < AFTER[category] else 'B'}</answer>",
+            num_tokens=8,
+            is_truncated=False,
+            prompt_opens_think=True,
+        )
+        for category, size in ITEMS.items()
+        for index in range(size)
+    ]
+    report = Report(
+        benchmark="cvbench",
+        rollouts=tuple(rollouts),
+        reflection=Reflection(phrases=("wait",)),
+        scorers={"strict": Strict(), "reference": Strict()},
+    )
+    run = summarise(None, report.summary(), name="scored", **RECIPE)
+    text = run_table(run)
+    assert text.endswith("\n".join(["", *beside_lines(run)])) and "> base + GRPO " in text
+    difference = of(compare(run), "cvbench/grpo").difference
+    assert difference is not None and difference.estimate == pytest.approx((1643 - 1569) / 2638)
+    assert "Published" not in run_table({**run, "benchmark": "spatial"})

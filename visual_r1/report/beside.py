@@ -87,6 +87,8 @@ def beside(summary: Mapping[str, Any]) -> Beside | None:
 def _reason(summary: Mapping[str, Any], benchmark: PublishedBenchmark) -> str | None:
     if (num_items := summary.get("num_items", 0)) != benchmark.num_items:
         return f"the run was asked {num_items:,} items, the published models {benchmark.num_items:,}"
+    if missing := summary.get("num_missing"):
+        return f"the run has no response to {missing:,} of the items"
     for name, expected in benchmark.categories.items():
         measured = summary.get("by_category", {}).get(name, {}).get("after", {}).get("num_items", 0)
         if measured != expected:

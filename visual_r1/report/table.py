@@ -8,6 +8,7 @@ from typing import Any
 
 from visual_r1.files import read_json
 from visual_r1.report.columns import aligned
+from visual_r1.report.published_table import beside_lines
 from visual_r1.run_folder import RunFolder, RunFolderError
 
 
@@ -68,6 +69,8 @@ def run_table(summary: Mapping[str, Any], *, figure: Path | None = None) -> str:
         *aligned(rows),
         *_scorer_lines(summary, moments),
     ]
+    if published := beside_lines(summary):
+        lines += ["", *published]
     if figure is not None:
         lines += ["", f"figure: {figure}"]
     return "\n".join(lines)
