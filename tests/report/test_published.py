@@ -241,7 +241,7 @@ class TestTable:
         lines = capsys.readouterr().out.splitlines()
         (base,) = [line for line in lines if line.startswith("base  ")]
         (gpg,) = [line for line in lines if line.startswith("base + GPG  ")]
-        cells = ["31.38 [27.4, 33.2]", "54.69", "22.46", "0.16", "31.66", "29.11 !", "paper", "a", "1, 2, 3"]
+        cells = ["31.38 [27.4, 33.2]", "54.69", "22.46", "0.16", "31.66", "29.11 !", "paper", "a", "1, 2, 3, 4"]
         assert re.split(r" {2,}", base)[1:] == cells
         assert re.split(r" {2,}", gpg)[1:6] == ["76.15 [74.5, 77.7]", "66.62", "83.23", "81.66", "75.50"]
         assert lines[0] == "CV-Bench: 2,638 items (Count 788, Relation 650, Depth 600, Distance 600)"
@@ -298,6 +298,11 @@ def figures_of_notes() -> dict[str, list[Any]]:
         "base_digit": [
             *(missing, restored("Depth"), printed("cvbench/base", "Depth")),
             *(restored("Distance"), printed("cvbench/base", "Distance")),
+        ],
+        "base_gap": [
+            30,
+            printed("cvbench/grpo") - printed("cvbench/base"),
+            f"{100 * (right('cvbench/grpo') - summed) / 2638:.2f}",
         ],
         "base_format": [*(printed("cvbench/base", category) for category in ("Depth", "Distance")), 50],
         "sft_gap": [
