@@ -154,6 +154,10 @@ class TestLines:
         assert self.cells(lines, "  base + GPG (follow-up)")[0] == "76.15 [74.5, 77.7]"
         assert sum(line.startswith("    Depth") for line in lines) == 2
 
+    def test_a_mark_is_explained_where_there_is_one(self):
+        assert beside_lines(summary())[0] == "Published on CV-Bench, in %; > is what this run repeats"
+        assert beside_lines(summary(model="models/nano-base"))[0] == "Published on CV-Bench, in %"
+
     def test_they_fit_a_terminal(self):
         assert max(map(len, beside_lines(summary()))) <= 100
 

@@ -78,6 +78,7 @@ def beside_lines(summary: Mapping[str, Any]) -> list[str]:
     name = compared.benchmark.name
     numbers = note_numbers(name)
     wording = summary.get("prompt")
+    is_marked = any(one.is_counterpart for one in compared.rows)
     has_start = any(when == "before" for _, when in compared.measured)
     table = [("", "accuracy", "this run minus it", "notes")]
     for (scorer, when), accuracy in compared.measured.items():
@@ -94,7 +95,7 @@ def beside_lines(summary: Mapping[str, Any]) -> list[str]:
                 for category, difference in one.by_category.items()
             ]
     return [
-        f"Published on {compared.benchmark.title}, in %; > is what this run repeats",
+        f"Published on {compared.benchmark.title}, in %" + ("; > is what this run repeats" if is_marked else ""),
         *aligned(table),
         f"No difference, because {compared.reason}" if compared.reason else _HOW,
         *(
