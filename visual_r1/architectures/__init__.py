@@ -1,0 +1,1 @@
+"""The architectures that we prove ourselves on: true configurations and tokenizer, random weights."""
