@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_r1 import provenance
-from visual_r1.config import ConfigError, build, resolve, run_name
+from visual_r1 import distributed, provenance
+from visual_r1.config import ConfigError, build, resolve, run_folder, run_name
 from visual_r1.examples import Example
 from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.measure import Metric
@@ -76,11 +77,11 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
         ValueError: an argument of a method, a reward or a data set is out of its range.
     """
     config = resolve(cfg)
-    name = run_name(cfg)
-    folder = RunFolder(Path(cfg.runs_dir) / name / f"seed{cfg.seed}")
+    name, folder = run_name(cfg), run_folder(cfg)
     _check_ranges(config)
     _check_precision(config)
     folder.check(config)
+    _check_processes(config)
     source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
     rewards = tuple(
         WeightedReward(name=str(term), weight=node.weight, function=build(node.function))
@@ -134,6 +135,8 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
 def run(experiment: Experiment, *, started: float | None = None) -> dict[str, Any]:
     """Runs a prepared experiment to its end, or on from where it was interrupted; the same command resumes it.
 
+    Of several processes, rank 0 does this; the others `take_part`.
+
     Args:
         experiment: what `prepare` made.
         started: ``time.perf_counter()`` at the command's start, to count the time that preparing took.
@@ -143,12 +146,15 @@ def run(experiment: Experiment, *, started: float | None = None) -> dict[str, An
     """
     started = time.perf_counter() if started is None else started
     record = provenance.record(config=experiment.config, data=_fingerprints(experiment), root=_ROOT)
-    with experiment.folder.open(experiment.config, record) as is_resumed:
+    with ExitStack() as stack:
+        opened = experiment.folder.open(experiment.config, record)
+        is_resumed = distributed.together(lambda: stack.enter_context(opened))
         _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
         if is_resumed:
             _forget_after_checkpoint(experiment.folder)
         with _tracker(experiment) as tracker:
-            num_steps = _train(experiment, tracker)
+            num_steps = train(experiment, tracker)
+            distributed.leave()  # nobody waits for the evaluation, which would outlast a collective's patience
             before, after = _evaluate(experiment, num_steps)
             seconds = round(time.perf_counter() - started, 1)
             summary = _summarise(
@@ -160,8 +166,16 @@ def run(experiment: Experiment, *, started: float | None = None) -> dict[str, An
     return summary
 
 
-def _train(experiment: Experiment, tracker: Tracker) -> int:
-    """Trains and saves the policy; a run that was interrupted after its training does not train again."""
+def take_part(experiment: Experiment) -> None:
+    """What every process but rank 0 does of a run: its share of the training, and nothing that is written."""
+    distributed.together(lambda: None)  # while rank 0 opens the folder
+    _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
+    train(experiment, FanOut(()))
+    distributed.leave()
+
+
+def train(experiment: Experiment, tracker: Tracker) -> int:
+    """Trains and saves the policy, and returns its optimizer steps; a run that has its model does not train again."""
     from visual_r1.methods.training import TrainingContext
     from visual_r1.models import load_policy, save_policy
     from visual_r1.probe import Probe
@@ -169,7 +183,9 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
     folder, scale = experiment.folder, experiment.config["scale"]
     if (num_steps := saved_steps(folder.model)) is not None:
         return num_steps
-    policy = load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
+    policy = distributed.together(
+        lambda: load_policy(experiment.source, freeze=experiment.freeze, adapter=experiment.adapter)
+    )
     context = TrainingContext(
         examples=experiment.train,
         rewards=experiment.rewards,
@@ -190,9 +206,10 @@ def _train(experiment: Experiment, tracker: Tracker) -> int:
         show_every_steps=scale["show_every_steps"],
         rollouts_every_steps=scale["rollouts_every_steps"],
         keyword_hits=experiment.reflection.find,
+        deepspeed=experiment.config["distributed"]["deepspeed"],
     )
     policy, num_steps = experiment.method.train(policy, context)
-    if num_steps:
+    if num_steps and distributed.is_main():
         save_policy(policy, folder.model, num_steps=num_steps)
     return num_steps
 
@@ -295,13 +312,31 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
 
 def _check_precision(config: Mapping[str, Any]) -> None:
     """Refuses to train bfloat16 weights without a float32 copy: steps of 1e-6 are below their rounding, and vanish."""
-    trains = config["method"]["name"] != "eval"
     has_float32_copy = config["adapter"]["lora"] is not None or config["distributed"]["deepspeed"] is not None
-    if trains and config["model"]["dtype"] == "bfloat16" and not has_float32_copy:
+    if not _trains(config) or config["model"]["dtype"] != "bfloat16":
+        return
+    if not has_float32_copy:
         raise ConfigError(
             "model.dtype=bfloat16: small updates would vanish in its rounding; use model.dtype=float32 with "
             "scale.bf16=true, or adapter=lora, or distributed=zero2, which keeps float32 weights beside"
         )
+    if config["distributed"]["deepspeed"] is not None and not config["scale"]["bf16"]:
+        raise ConfigError("model.dtype=bfloat16 scale.bf16=false: DeepSpeed would train in float32; make them agree")
+
+
+def _check_processes(config: Mapping[str, Any]) -> None:
+    """Refuses to train in another number of processes than the config says; an evaluation takes one in any case."""
+    node = config["distributed"]
+    is_alone = not distributed.is_joined()
+    if _trains(config) and is_alone and (node["num_processes"] > 1 or node["deepspeed"] is not None):
+        raise ConfigError(
+            f"distributed.num_processes={node['num_processes']}: this process is alone; python run.py or torchrun "
+            "starts the others"
+        )
+
+
+def _trains(config: Mapping[str, Any]) -> bool:
+    return config["method"]["name"] != "eval"
 
 
 def _write_results(folder: RunFolder, before: Report | None, after: Report, summary: Mapping[str, Any]) -> None:

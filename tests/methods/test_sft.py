@@ -102,5 +102,5 @@ def test_a_wrong_argument_of_trl_is_refused_by_name(arguments, message):
 
 @pytest.mark.parametrize("micro_batch_size", [0, 3])
 def test_micro_batches_divide_a_step(micro_batch_size):
-    with pytest.raises(ValueError, match=r"does not divide method\.examples_per_step=4"):
+    with pytest.raises(ValueError, match=r"method\.examples_per_step=4: the examples do not divide into"):
         Sft(examples_per_step=4, micro_batch_size=micro_batch_size, trl={})

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from visual_r1 import distributed
 from visual_r1.methods.training import Method, TrainingContext
 from visual_r1.models import Policy, load_policy, save_policy, saved_steps
 from visual_r1.run_folder import RunFolder
@@ -48,7 +49,9 @@ class Chain:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 stage = replace(context, folder=folder, first_step=context.first_step + num_steps)
                 trained, steps = method.train(policy, stage)
-                save_policy(trained, folder.model, num_steps=steps)
+                if distributed.is_main():
+                    save_policy(trained, folder.model, num_steps=steps)
+                distributed.meet()  # the others load what rank 0 has just saved
             num_steps += saved_steps(folder.model) or 0
             source = replace(policy.source, name=f"{policy.source.name}-{name}", path=str(folder.model))
             gc.collect()

@@ -6,23 +6,29 @@ a method of this family is one YAML file.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
+from visual_r1 import distributed
 from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
+    check_batches,
     load_weights,
+    micro_batches,
     rollout_row,
     train_from_last_checkpoint,
     trainer_arguments,
@@ -53,7 +59,8 @@ class Grpo:
     """Trains a policy on its own rollouts, each judged against the others of its group.
 
     Raises:
-        ValueError: the groups of a step do not divide into micro-batches, or a group is too small to compare.
+        ValueError: the groups of a step do not divide among the processes and into micro-batches, or a group is too
+            small to compare.
     """
 
     prompts_per_step: int
@@ -83,12 +90,13 @@ class Grpo:
             raise ValueError(
                 f"method.trl.num_generations={group_size}: a group needs at least 2 completions to compare"
             )
-        if self.micro_batch_size < 1 or self.completions_per_step % self.micro_batch_size:
-            raise ValueError(
-                f"method.trl.num_generations={group_size}: {self.prompts_per_step} prompts x {group_size} completions "
-                f"do not divide into micro-batches of {self.micro_batch_size}; "
-                f"set method.micro_batch_size={self._nearest_micro_batch_size()}"
-            )
+        completions = f"{self.prompts_per_step} prompts x {group_size} completions"
+        check_batches(
+            self.completions_per_step,
+            self.micro_batch_size,
+            whole=f"method.trl.num_generations={group_size}: {completions}",
+            fix="method.prompts_per_step",
+        )
 
     @property
     def completions_per_step(self) -> int:
@@ -137,12 +145,8 @@ class Grpo:
     def _batch_arguments(self) -> dict[str, int]:
         return {
             "per_device_train_batch_size": self.micro_batch_size,
-            "gradient_accumulation_steps": self.completions_per_step // self.micro_batch_size,
+            "gradient_accumulation_steps": micro_batches(self.completions_per_step, self.micro_batch_size),
         }
-
-    def _nearest_micro_batch_size(self) -> int:
-        divisors = [size for size in range(1, self.completions_per_step + 1) if self.completions_per_step % size == 0]
-        return min(divisors, key=lambda size: abs(size - self.micro_batch_size))
 
 
 def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
@@ -170,7 +174,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
 class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
-    Six methods of trl are extended, none is rewritten: the loss, the advantages and the sampler are trl's own.
+    trl's methods are extended and none is rewritten: the loss, the advantages and the sampler are trl's own.
     """
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Grpo) -> None:
@@ -226,9 +230,7 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         groups = _runs([example.id for example in self._examples])
         unique = {example.id: example for example in self._examples}.values()
         check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
-        # A group that straddles two processes is not whole here; then each row is sampled on its own.
-        whole = len(set(groups)) == 1
-        size = groups[0] if whole else 1
+        size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
         completions = [
             completion
             for group in self._context.engine.generate(
@@ -281,20 +283,23 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         self._metrics["train"]["time/score_and_logps"].append(seconds - self._metrics["train"]["time/rollout"][-1])
         step = self.state.global_step + 1  # of the update that learns from these rollouts: where trl puts their numbers
         if step == 1 or step % self._context.rollouts_every_steps == 0:
-            self._show_rollouts(output["advantages"].tolist(), step=self._context.first_step + step)
+            advantages = gather_object(output["advantages"].tolist())
+            self._show_rollouts(advantages, step=self._context.first_step + step)
         return output
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         policy, ends = self._policy, set(self._policy.end_token_ids)
-        self._rollouts = [
+        rollouts = [
             to_rollout(policy, row["example"], ids, is_truncated=ids[-1] not in ends)
             for row, ids in zip(inputs, completion_ids_list, strict=True)
         ]
+        # Those of all processes, in the order of the batch: a mean over processes of a rate is not the rate.
+        self._rollouts = gather_object(rollouts)
         for name, value in measure(self._context.metrics, self._rollouts).items():
             self._log_metric(name, value)
-        inputs = [{**row, "rollout": rollout} for row, rollout in zip(inputs, self._rollouts, strict=True)]
+        inputs = [{**row, "rollout": rollout} for row, rollout in zip(inputs, rollouts, strict=True)]
         self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._scores
 
@@ -302,6 +307,19 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._logps = result[0].detach()
         return result
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the numbers of the step; times are means over the processes, so that they still add up to the step's."""
+        times = {name: values for name, values in self._metrics["train"].items() if name.startswith("time/")}
+        for name, values in times.items():
+            every = gather_object([values])
+            self._metrics["train"][name] = [fmean(one) for one in zip(*every, strict=True)]
+        super().log(logs, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Before rank 0 writes the file that makes a checkpoint whole.
+        distributed.meet()
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
@@ -311,7 +329,8 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         )
         if is_first_pass and self._logps is not None:
             mask = inputs["completion_mask"].bool()
-            difference = (self._logps - inputs["sampling_per_token_logps"]).abs()[mask]
+            local = (self._logps - inputs["sampling_per_token_logps"]).abs()[mask]
+            difference = torch.cat(gather_object([local.cpu()]))
             if difference.numel():
                 self._metrics["train"]["parity/logp_difference/mean"].append(difference.mean().item())
                 self._metrics["train"]["parity/logp_difference/max"].append(difference.max().item())
@@ -321,9 +340,8 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         if not self.accelerator.is_main_process or self._scores is None:
             return
         names = [reward.name for reward in self._context.rewards]
-        start = self.accelerator.process_index * len(self._rollouts)
-        scores = self._scores[start : start + len(self._rollouts)].tolist()
-        groups = _group_numbers(self._examples)
+        scores = self._scores.tolist()
+        groups = _group_numbers([rollout.example for rollout in self._rollouts])
         rows: list[RolloutRow] = [
             {
                 **rollout_row(rollout, self._context.keyword_hits),

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
+from visual_r1 import distributed
 from visual_r1.examples import Example
 from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
+    check_batches,
     load_weights,
+    micro_batches,
     train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
@@ -33,7 +36,7 @@ class Sft:
     """Trains a policy to answer at once: the right letter in its tags.
 
     Raises:
-        ValueError: the examples of a step do not divide into micro-batches.
+        ValueError: the examples of a step do not divide among the processes and into micro-batches.
     """
 
     examples_per_step: int
@@ -47,11 +50,12 @@ class Sft:
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
-        if self.micro_batch_size < 1 or self.examples_per_step % self.micro_batch_size:
-            raise ValueError(
-                f"method.micro_batch_size={self.micro_batch_size} does not divide "
-                f"method.examples_per_step={self.examples_per_step}"
-            )
+        check_batches(
+            self.examples_per_step,
+            self.micro_batch_size,
+            whole=f"method.examples_per_step={self.examples_per_step}: the examples",
+            fix="method.examples_per_step",
+        )
 
     def check(self) -> None:
         """Refuses wrong arguments of trl before a model is loaded."""
@@ -69,7 +73,7 @@ class Sft:
         return SFTConfig(
             **trainer_arguments(context),
             per_device_train_batch_size=self.micro_batch_size,
-            gradient_accumulation_steps=self.examples_per_step // self.micro_batch_size,
+            gradient_accumulation_steps=micro_batches(self.examples_per_step, self.micro_batch_size),
             remove_unused_columns=False,
             completion_only_loss=True,
             max_length=None,  # cutting a row could cut its image's tokens
@@ -93,6 +97,11 @@ class CompletionSftTrainer(HorizonTrainer, SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Before rank 0 writes the file that makes a checkpoint whole.
+        distributed.meet()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.model if model is None else model, resume_from_checkpoint)

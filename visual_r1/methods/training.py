@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
+from visual_r1 import distributed
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json
 from visual_r1.metrics.measure import Metric
@@ -54,6 +56,8 @@ class TrainingContext:
     keyword_hits: Callable[[str], Sequence[str]]
     first_step: int = 0
     """The steps of the stages before this one: a chain's curves share one axis."""
+    deepspeed: Mapping[str, Any] | None = None
+    """DeepSpeed's own configuration; None trains without it."""
 
 
 class Method(Protocol):
@@ -104,6 +108,8 @@ def trainer_arguments(context: TrainingContext, *, save_multiple: int = 1) -> di
         "save_steps": -(-context.save_every_steps // save_multiple) * save_multiple,
         "save_total_limit": 2,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # A copy, because transformers fills in what the configuration leaves at auto.
+        **({} if context.deepspeed is None else {"deepspeed": deepcopy(dict(context.deepspeed))}),
     }
 
 
@@ -117,9 +123,42 @@ RESERVED = frozenset(
         # With one of these a killed run would not resume as it was, or something would leave this machine.
         *("save_only_model", "ignore_data_skip", "resume_from_checkpoint", "logging_strategy", "push_to_hub"),
         *("load_best_model_at_end", "restore_callback_states_from_checkpoint"),
+        # The config group `distributed` decides these.
+        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend", "ddp_timeout"),
     )
 )
 """The arguments of trl that the framework decides from its own settings."""
+
+
+def check_batches(per_step: int, micro_batch_size: int, *, whole: str, fix: str) -> None:
+    """Refuses a step that cannot be shared out evenly.
+
+    Args:
+        per_step: rows that an optimizer step learns from, over all processes.
+        micro_batch_size: rows in one forward and backward pass of one process.
+        whole: what `per_step` counts, to begin the message with.
+        fix: the argument to change where the rows do not divide among the processes.
+
+    Raises:
+        ValueError: with the nearest numbers that work.
+    """
+    processes = distributed.num_processes()
+    if per_step % processes:
+        raise ValueError(f"{whole} do not divide among {processes} processes; set {fix} to a multiple of {processes}")
+    share = per_step // processes
+    if micro_batch_size < 1 or share % micro_batch_size:
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        nearest = min(divisors, key=lambda size: abs(size - micro_batch_size))
+        among = f"among {processes} processes " if processes > 1 else ""
+        raise ValueError(
+            f"{whole} do not divide {among}into micro-batches of {micro_batch_size}; "
+            f"set method.micro_batch_size={nearest}"
+        )
+
+
+def micro_batches(per_step: int, micro_batch_size: int) -> int:
+    """How many forward and backward passes of one process make an optimizer step."""
+    return per_step // (micro_batch_size * distributed.num_processes())
 
 
 def train_from_last_checkpoint(trainer: Any, folder: RunFolder) -> int:
@@ -168,7 +207,8 @@ class TrackingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Opens the progress bar, at the resumed step where there is one."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="step")
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._description, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Moves the progress bar."""

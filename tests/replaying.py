@@ -1,0 +1,101 @@
+"""Training on completions that are given: runs in one and in several processes can be compared number by number.
+
+As a program it trains one experiment after another; under ``torchrun`` all of them in several processes:
+
+    python -m torch.distributed.run --standalone --nproc_per_node=2 -m tests.replaying experiments.json
+
+The file holds a list of experiments, each a list of overrides.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from visual_r1 import distributed
+from visual_r1.config import compose_config
+from visual_r1.experiment import prepare, train
+from visual_r1.methods.chain import last_kept_step
+from visual_r1.models import Policy
+from visual_r1.rollout.engine import Completion, Conversation, Sampling
+from visual_r1.rollout.transformers import encode_prompts
+from visual_r1.run_folder import RunFolder
+from visual_r1.tracking import FanOut, JsonlTracker
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Completions that depend on the prompt and on the place in its group alone; whatever the policy, the same."""
+
+    batch_size: int = 64
+
+    def generate(
+        self,
+        policy: Policy,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`; of a group that has been split, each part has other completions."""
+        groups = []
+        for conversation in conversations:
+            text = json.dumps([part.get("text") for message in conversation for part in message["content"]])
+            inputs = encode_prompts(policy, [conversation])
+            whole = num_generations == 4
+            group = [
+                self._completion(policy, sampling, random.Random(f"{text} {place} {'' if whole else seed}"))
+                for place in range(num_generations)
+            ]
+            groups.append([replace(one, prompt_ids=tuple(inputs["input_ids"][0].tolist())) for one in group])
+        return groups
+
+    def _completion(self, policy: Policy, sampling: Sampling, chance: random.Random) -> Completion:
+        length = chance.randint(1, sampling.max_completion_length)
+        words = policy.tokenizer("left right above below wait so the answer is")["input_ids"]
+        ids = [chance.choice(words) for _ in range(length - 1)] + [policy.end_token_ids[0]]
+        logps = tuple(-5 * chance.random() for _ in ids)
+        return Completion(prompt_ids=(), token_ids=tuple(ids), logps=logps, is_truncated=False)
+
+
+def main(experiments: Sequence[Sequence[str]]) -> None:
+    """Trains each experiment as a run does, in this process or in all that were started with it.
+
+    One that is there already is set aside as ``whole``, cut back to its first checkpoint, and trained on from there.
+    """
+    for overrides in experiments:
+        prepared = distributed.together(lambda overrides=overrides: prepare(compose_config(overrides)))
+        experiment = replace(prepared, engine=Replay())
+        with ExitStack() as stack:
+            trackers = []
+            if distributed.is_main():
+                if experiment.folder.is_begun:
+                    _cut(experiment.folder)
+                stack.enter_context(experiment.folder.open(experiment.config, {}))
+                trackers = [JsonlTracker(experiment.folder)]
+            distributed.meet()
+            train(experiment, stack.enter_context(FanOut(trackers)))
+        distributed.meet()
+
+
+def _cut(folder: RunFolder) -> None:
+    shutil.copytree(folder.path, folder.path.parent.with_name("whole") / folder.path.name)
+    shutil.rmtree(folder.model)
+    _, *later = sorted(folder.checkpoints.iterdir())
+    for checkpoint in later:
+        shutil.rmtree(checkpoint)
+    folder.truncate_metrics(last_kept_step(folder))
+
+
+if __name__ == "__main__":
+    distributed.keep_quiet()
+    distributed.join(deepspeed="zero2" in Path(sys.argv[1]).read_text())
+    main(json.loads(Path(sys.argv[1]).read_text()))
+    distributed.leave()
