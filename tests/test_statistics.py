@@ -51,7 +51,9 @@ def test_wilson_refuses(successes, n, level):
 
 
 def test_one_stratum_is_wilson():
-    assert weighted_wilson([Stratum(1.0, 15, 148)]) == wilson(15, 148)
+    for n in range(1, 40):
+        for successes in range(n + 1):
+            assert weighted_wilson([Stratum(1.0, successes, n)]) == wilson(successes, n)
 
 
 def test_a_weighted_mean_gives_the_published_interval():
