@@ -171,7 +171,9 @@ class TableExamples(Sequence[Example], ABC):
         digest = hashlib.sha256()
         seen: set[int] = set()
         outlines = islice(self.rows.outlines(self.columns), first_rows)
-        for number, row in enumerate(tqdm(outlines, desc=f"reading {self.name}", unit="row", delay=2, leave=False)):
+        for number, row in enumerate(
+            tqdm(outlines, desc=f"reading {self.name}", unit="row", delay=2, mininterval=1, leave=False)
+        ):
             if size is not None and len(self._kept) == size:
                 break
             if not self.wants(row, number):

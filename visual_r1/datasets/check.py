@@ -88,7 +88,7 @@ def check(examples: Sequence[Example], *, name: str) -> Findings:
     findings = Findings(name=name, bad=list(examples.bad) if isinstance(examples, TableExamples) else [])
     seen: set[int] = set()
     started = time.perf_counter()
-    for index in tqdm(range(len(examples)), desc=name, unit="row"):
+    for index in tqdm(range(len(examples)), desc=name, unit="row", mininterval=1):
         # The data set may be a user's own, and a check that stops at the first surprise finds one a day.
         try:
             example = examples[index]
