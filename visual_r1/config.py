@@ -58,6 +58,7 @@ class ScaleConfig:
     sft_learning_rate: float = MISSING
     sft_steps: int = MISSING
     sft_examples_per_step: int = MISSING
+    sft_micro_batch_size: int = MISSING
     train_size: int | None = MISSING
     probe_size: int = MISSING
     probe_every_steps: int = MISSING
@@ -92,13 +93,15 @@ class EvalConfig:
 
 @dataclass
 class SftConfig:
-    """``method=sft``."""
+    """``method=sft`` and ``method=sft_reference``."""
 
     name: str = MISSING
     _target_: str = MISSING
     examples_per_step: int = MISSING
     micro_batch_size: int = MISSING
     schedule_steps: int | None = MISSING
+    loss_on: str = MISSING
+    prompt: str | None = MISSING
     trl: dict[str, Any] = MISSING
 
 

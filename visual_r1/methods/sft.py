@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on the same prompts: the baseline that RL is measured against, done right.
+"""Supervised fine-tuning: the baseline that RL is measured against, done right, and as the paper's code did it.
 
-The paper's code trained on the question's tokens too, under another prompt than it evaluated (its ``sft.py``); here the
-loss is on the completion alone and the prompt is the one of rollout and evaluation.
+Done right, the loss is on the completion alone and the prompt is the one of rollout and evaluation. The paper's code
+(its ``sft.py``) trained on the question's tokens too, under another prompt than it evaluated.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from visual_r1.methods.training import (
     watch,
 )
 from visual_r1.models import Policy
+from visual_r1.prompts import SFT_REFERENCE
+
+_LOSSES = ("completion", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Sft:
     """Trains a policy to answer at once: the right letter in its tags.
 
     Raises:
-        ValueError: the examples of a step do not divide among the processes and into micro-batches.
+        ValueError: an unknown loss or prompt, or the examples of a step do not divide among the processes and into
+            micro-batches.
     """
 
     examples_per_step: int
@@ -47,8 +51,17 @@ class Sft:
     """Arguments of ``trl.SFTConfig`` under trl's names."""
     schedule_steps: int | None = None
     """Optimizer steps over which the learning rate's schedule is laid out; None: those of the training."""
+    loss_on: str = "completion"
+    """``completion``: its tokens with its end token, each of the step's weighing the same. ``text``: the prompt's too,
+    all but images, averaged over each micro-batch: over each example where that holds one."""
+    prompt: str | None = None
+    """``sft_reference`` asks, from this training on, as the paper's SFT did; None keeps the policy's own prompt."""
 
     def __post_init__(self) -> None:
+        if self.loss_on not in _LOSSES:
+            raise ValueError(f"method.loss_on={self.loss_on}: unknown, expected one of {list(_LOSSES)}")
+        if self.prompt not in (None, SFT_REFERENCE.wording):
+            raise ValueError(f"method.prompt={self.prompt}: unknown, expected {SFT_REFERENCE.wording} or null")
         check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
         check_batches(
             self.examples_per_step,
@@ -64,6 +77,9 @@ class Sft:
 
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Runs SFT from the policy, or from the run's last checkpoint."""
+        if self.prompt is not None:
+            policy = policy.with_style(SFT_REFERENCE)
+        stop_at_turn_end(policy)
         trainer = CompletionSftTrainer(policy=policy, context=context, method=self)
         num_steps = train_from_last_checkpoint(trainer, context.folder)
         return replace(policy, model=trainer.accelerator.unwrap_model(trainer.model)), num_steps
@@ -75,7 +91,7 @@ class Sft:
             per_device_train_batch_size=self.micro_batch_size,
             gradient_accumulation_steps=micro_batches(self.examples_per_step, self.micro_batch_size),
             remove_unused_columns=False,
-            completion_only_loss=True,
+            completion_only_loss=self.loss_on == "completion",
             max_length=None,  # cutting a row could cut its image's tokens
             **self.trl,
         )
@@ -92,7 +108,12 @@ class CompletionSftTrainer(HorizonTrainer, SFTTrainer):
             train_dataset=training_rows(policy, context.examples, lambda example: sft_row(policy, example)),
             processing_class=policy.processor,
         )
-        self.data_collator = ending_at(self.data_collator, policy.end_token_ids)
+        if method.loss_on == "completion":
+            self.data_collator = ending_at(self.data_collator, policy.end_token_ids)
+        else:
+            self.data_collator = without(self.data_collator, policy.image_token_ids)
+            # Qwen2-VL of transformers 4.49 took no count of the step's labels: each micro-batch is a mean of its own.
+            self.model_accepts_loss_kwargs = False
         watch(self, replace(policy, model=self.accelerator.unwrap_model(self.model)), context, description="SFT")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -122,12 +143,43 @@ def ending_at(collate: Callable[[Any], dict[str, Any]], end_token_ids: Collectio
     return collated
 
 
+def without(collate: Callable[[Any], dict[str, Any]], token_ids: Collection[int]) -> Callable[[Any], Any]:
+    """A collator that labels none of these tokens, wherever they stand."""
+
+    def collated(rows: Any) -> dict[str, Any]:
+        batch = collate(rows)
+        is_left_out = torch.isin(batch["labels"], torch.tensor(list(token_ids)))
+        batch["labels"] = batch["labels"].masked_fill(is_left_out, -100)
+        return batch
+
+    return collated
+
+
+def turn_end(policy: Policy) -> str:
+    """What the chat template writes after an assistant's message: Qwen's ends the turn, a role-less one is silent."""
+    answer = "answer"
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "question"), ("assistant", answer))
+    ]
+    return policy.processor.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
+
+
+def stop_at_turn_end(policy: Policy) -> None:
+    """Declares the token that ends a turn an end token of the checkpoint, where it is none.
+
+    Otherwise a base checkpoint that learns to chat would end its turn and be made to go on, in whatever loads it.
+    """
+    for token in policy.tokenizer(turn_end(policy))["input_ids"][:1]:
+        if token not in policy.end_token_ids:
+            policy.model.generation_config.eos_token_id = [*policy.end_token_ids, token]
+
+
 def sft_row(policy: Policy, example: Example) -> dict[str, Any]:
     """A row in trl's prompt-completion form; its images go first in the prompt, as everywhere."""
     completion = policy.style.answer_only(example)
-    if policy.style.chat_template is not None:
-        # A role-less template ends nothing, and trl adds no end token to a conversation.
-        completion += policy.tokenizer.eos_token
+    if not turn_end(policy):
+        completion += policy.tokenizer.eos_token  # trl adds no end token to a conversation
     return {
         "prompt": [{"role": "user", "content": policy.style.text(example)}],
         "completion": [{"role": "assistant", "content": completion}],
