@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from visual_r1 import distributed, provenance
 from visual_r1.config import ConfigError, build, resolve, run_folder, run_name
+from visual_r1.evaluation import check_scoring, with_strict
 from visual_r1.examples import Example
 from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.measure import Metric
@@ -24,6 +25,7 @@ from visual_r1.tracking import FanOut, JsonlTracker, Tracker, WandbTracker
 
 if TYPE_CHECKING:
     from visual_r1.evaluation import Report
+    from visual_r1.scoring.scorer import Scorer
     from visual_r1.methods.training import Method
 
 _NUM_CHECKED = 32
@@ -56,6 +58,8 @@ class Experiment:
     train: Sequence[Example]
     probe: Sequence[Example]
     benchmark: Sequence[Example]
+    scorers: Mapping[str, Scorer]
+    option_swap: bool
 
     @property
     def seed(self) -> int:
@@ -109,6 +113,8 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
             raise ConfigError(f"{key}: holds no example; raise its size")
         for index in range(min(len(examples), _NUM_CHECKED)):
             examples[index]  # a row that makes no example says so here, not in the middle of the training
+    scorers = with_strict({str(name): build(node) for name, node in cfg.benchmark.scorers.items()})
+    check_scoring(datasets["benchmark.examples"], scorers=scorers, option_swap=cfg.benchmark.option_swap)
     method = build(cfg.method)
     method.check()
     return Experiment(
@@ -129,6 +135,8 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
         train=datasets["dataset.train"],
         probe=datasets["dataset.probe"],
         benchmark=datasets["benchmark.examples"],
+        scorers=scorers,
+        option_swap=cfg.benchmark.option_swap,
     )
 
 
@@ -235,7 +243,9 @@ def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
     from visual_r1.models import load_policy
 
     name = experiment.config["benchmark"]["name"]
-    policy = load_policy(replace(source, max_pixels=experiment.config["benchmark"]["max_pixels"]))
+    # In the arithmetic that it was trained in, whatever its weights are kept in.
+    dtype = "bfloat16" if experiment.config["scale"]["bf16"] else source.dtype
+    policy = load_policy(replace(source, dtype=dtype, max_pixels=experiment.config["benchmark"]["max_pixels"]))
     return evaluate(
         policy.with_style(policy.style.for_evaluation()),
         experiment.engine,
@@ -243,6 +253,8 @@ def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
         benchmark=name,
         sampling=experiment.benchmark_sampling,
         reflection=experiment.reflection,
+        scorers=experiment.scorers,
+        option_swap=experiment.option_swap,
         description=f"benchmark {name}, {when}",
     )
 
@@ -255,6 +267,10 @@ def _summarise(experiment: Experiment, before: Report | None, after: Report, **f
         after.summary(),
         name=experiment.name,
         seed=experiment.seed,
+        model=experiment.source.path,
+        style=experiment.source.prompt_style.name,
+        prompt=experiment.source.prompt_style.wording,
+        **{group: experiment.config[group]["name"] for group in ("method", "freeze", "adapter")},
         **facts,
         **_code(experiment.folder),
         **_probe_ends(experiment.folder.read_metrics()),
