@@ -221,13 +221,12 @@ def fails_first() -> bool:
 
 
 def join(*, deepspeed: bool) -> None:
-    """Connects this process to the others; a process on its own takes one GPU. Call before a GPU is used.
+    """Connects this process to the others; does nothing in a process on its own.
 
     Args:
         deepspeed: whether DeepSpeed is to train.
     """
     if not is_joined():
-        _take_one_gpu()
         return
     import torch
 
@@ -248,12 +247,6 @@ def join(*, deepspeed: bool) -> None:
     if deepspeed:
         # transformers leaves this out where it trains on the CPU, and DeepSpeed then takes itself for a single process.
         import_module("deepspeed.comm").init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
-
-
-def _take_one_gpu() -> None:
-    """Hides all GPUs but the first: transformers would spread one process over them, and tear groups apart."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
 
 
 def _end_with_parent() -> None:
