@@ -114,6 +114,7 @@ class GrpoConfig:
     prompts_per_step: int = MISSING
     micro_batch_size: int = MISSING
     schedule_steps: int | None = MISSING
+    resampling: Any = MISSING
     trl: dict[str, Any] = MISSING
 
 

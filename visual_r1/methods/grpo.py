@@ -22,6 +22,7 @@ from trl.trainer.utils import is_async_callable
 from visual_r1 import distributed
 from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
+from visual_r1.methods.resampling import Resampling
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
@@ -39,7 +40,7 @@ from visual_r1.metrics.measure import measure
 from visual_r1.models import Policy
 from visual_r1.rewards.trl_function import TrlFunction
 from visual_r1.rewards.weighted import WeightedReward
-from visual_r1.rollout.engine import Sampling, check_context, to_rollout
+from visual_r1.rollout.engine import Completion, Sampling, check_context, to_rollout
 from visual_r1.tracking import RolloutRow
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Grpo:
     """Arguments of ``trl.GRPOConfig`` under trl's names."""
     schedule_steps: int | None = None
     """Optimizer steps over which the learning rate's schedule is laid out; None: those of the training."""
+    resampling: Resampling | None = None
+    """When a step samples further prompts, for groups that can teach something; None: never."""
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
@@ -127,7 +130,10 @@ class Grpo:
 
     def train(self, policy: Policy, context: TrainingContext) -> tuple[Policy, int]:
         """Runs GRPO from the policy, or from the run's last checkpoint."""
-        trainer = RolloutGrpoTrainer(policy=policy, context=context, method=self)
+        from visual_r1.methods.resampling_trainer import ResamplingTrainer  # which extends the trainer below
+
+        trainer_class = RolloutGrpoTrainer if self.resampling is None else ResamplingTrainer
+        trainer = trainer_class(policy=policy, context=context, method=self)
         num_steps = train_from_last_checkpoint(trainer, context.folder)
         return trainer.current_policy(), num_steps
 
@@ -188,6 +194,7 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         self._scores: torch.Tensor | None = None
         self._logps: torch.Tensor | None = None
         self._generations_of_step = (-1, 0)
+        self._rollout_seconds = 0.0
         self._making_seconds = 0.0
         self._update_seconds = 0.0
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental; trl is pinned
@@ -226,39 +233,44 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
 
     def _roll_out(self, prompts: list[Any], _trainer: Any) -> dict[str, Any]:
         """Trl's ``rollout_func``: the completions of this process's prompts, each prompt repeated for its group."""
-        started = time.perf_counter()
-        groups = _runs([example.id for example in self._examples])
-        unique = {example.id: example for example in self._examples}.values()
-        check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
-        size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
-        completions = [
-            completion
-            for group in self._context.engine.generate(
-                self.current_policy(),
-                [self._policy.style.messages(example) for example in self._examples[::size]],
-                num_generations=size,
-                sampling=self._sampling,
-                seed=self._generation_seed(),
-            )
-            for completion in group
-        ]
-        self._metrics["train"]["time/rollout"].append(time.perf_counter() - started)
+        completions = self._completions()
         return {
             "prompt_ids": [list(completion.prompt_ids) for completion in completions],
             "completion_ids": [list(completion.token_ids) for completion in completions],
             "logprobs": [list(completion.logps) for completion in completions],
         }
 
+    def _completions(self) -> list[Completion]:
+        """This process's completions of the step's prompts."""
+        return self._sample(self._examples)
+
+    def _sample(self, examples: Sequence[Example]) -> list[Completion]:
+        """A completion of each example; those of one group stand together."""
+        started = time.perf_counter()
+        groups = _runs([example.id for example in examples])
+        unique = {example.id: example for example in examples}.values()
+        check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
+        size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
+        completions = [
+            completion
+            for group in self._context.engine.generate(
+                self.current_policy(),
+                [self._policy.style.messages(example) for example in examples[::size]],
+                num_generations=size,
+                sampling=self._sampling,
+                seed=self._generation_seed(),
+            )
+            for completion in group
+        ]
+        self._rollout_seconds += time.perf_counter() - started
+        return completions
+
     def _generation_seed(self) -> int:
         """A seed that depends on the run and the step alone, so that a resumed run draws what it would have drawn."""
         step, count = self._generations_of_step
         count = count + 1 if step == self.state.global_step else 0
         self._generations_of_step = (self.state.global_step, count)
-        parts = (self.args.seed, self.state.global_step, count, self.accelerator.process_index)
-        seed = 0
-        for part in parts:
-            seed = (seed * 1_000_003 + part + 1) % 2**62
-        return seed
+        return mixed_seed(self.args.seed, self.state.global_step, count, self.accelerator.process_index)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; what is not rollout, scoring or log-probs is the update."""
@@ -271,7 +283,8 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         return loss
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        started = time.perf_counter()
+        started, self._rollout_seconds = time.perf_counter(), 0.0
+        inputs = self._chosen(inputs)
         self._examples = [row["example"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         # trl drops every image of the batch, silently, when one row's placeholders do not match its features.
@@ -279,29 +292,40 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             raise RuntimeError("images and placeholder tokens of this batch do not match; training would be blind")
         seconds = time.perf_counter() - started
         self._making_seconds += seconds
+        self._metrics["train"]["time/rollout"].append(self._rollout_seconds)
         # What is not rollout is scoring and, where the method needs them, the old and the reference policy's log-probs.
-        self._metrics["train"]["time/score_and_logps"].append(seconds - self._metrics["train"]["time/rollout"][-1])
+        self._metrics["train"]["time/score_and_logps"].append(seconds - self._rollout_seconds)
         step = self.state.global_step + 1  # of the update that learns from these rollouts: where trl puts their numbers
         if step == 1 or step % self._context.rollouts_every_steps == 0:
             advantages = gather_object(output["advantages"].tolist())
             self._show_rollouts(advantages, step=self._context.first_step + step)
         return output
 
+    def _chosen(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that this process learns from in a step: those that it is given."""
+        return inputs
+
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
+        self._rollouts, self._scores = self._judged(inputs, prompts, completions, completion_ids_list)
+        for name, value in measure(self._context.metrics, self._rollouts).items():
+            self._log_metric(name, value)
+        return self._scores
+
+    def _judged(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+    ) -> tuple[list[Rollout], torch.Tensor]:
+        """The rollouts of all processes, in the order of the batch, and their scores [B, rewards], not yet weighted."""
         policy, ends = self._policy, set(self._policy.end_token_ids)
         rollouts = [
             to_rollout(policy, row["example"], ids, is_truncated=ids[-1] not in ends)
             for row, ids in zip(inputs, completion_ids_list, strict=True)
         ]
-        # Those of all processes, in the order of the batch: a mean over processes of a rate is not the rate.
-        self._rollouts = gather_object(rollouts)
-        for name, value in measure(self._context.metrics, self._rollouts).items():
-            self._log_metric(name, value)
         inputs = [{**row, "rollout": rollout} for row, rollout in zip(inputs, rollouts, strict=True)]
-        self._scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._scores
+        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # Those of all processes: a mean over processes of a rate is not the rate.
+        return gather_object(rollouts), scores
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -352,6 +376,14 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             for rollout, values, advantage, group in zip(self._rollouts, scores, advantages, groups, strict=True)
         ]
         self._context.tracker.log_rollouts(rows, step=step, name="train")
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed out of several numbers."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 1_000_003 + part + 1) % 2**62
+    return seed
 
 
 def _runs(ids: Sequence[str]) -> list[int]:

@@ -82,7 +82,7 @@ def training_rows(policy: Policy, examples: Sequence[Example], to_row: Callable[
         return policy.fitted(examples[index])
 
     def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        made = [to_row(example_at(index)) for index in batch["index"]]
+        made = [{**to_row(example_at(index)), "index": index} for index in batch["index"]]
         return {name: [row[name] for row in made] for name in made[0]}
 
     return Dataset.from_dict({"index": list(range(len(examples)))}).with_transform(rows)

@@ -1,0 +1,36 @@
+"""What tests of training methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from visual_r1.rollout.engine import Completion
+from visual_r1.rollout.transformers import TransformersEngine
+
+
+@dataclass
+class ListeningEngine:
+    """The real engine; it keeps what is sampled in groups, which the probe does not do."""
+
+    engine: TransformersEngine = field(default_factory=lambda: TransformersEngine(batch_size=64))
+    groups: list[list[list[Completion]]] = field(default_factory=list)
+    """By call, then by prompt."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.engine.batch_size
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+        groups = self.engine.generate(*args, **kwargs)
+        if kwargs["num_generations"] > 1:
+            self.groups.append(groups)
+        return groups
+
+
+@pytest.fixture
+def listening_engine() -> ListeningEngine:
+    """An engine that remembers."""
+    return ListeningEngine()
