@@ -101,6 +101,9 @@ BAD = {
     "too many choices": ("choices", [str(n) for n in range(26)] + ["y"], "27 choices"),
     "no choices": ("choices", None, "choices is None, expected a list of texts"),
     "choices that are no texts": ("choices", ["y", 2], "choices is ['y', 2], expected a list of texts"),
+    # Found by a run that died in its second step: the processor counts such a token as one more image.
+    "a model's own mark-up": ("question", "Is <|image_pad|> red", "the question holds <|image_pad|>, which is mark-up"),
+    "mark-up in a choice": ("choices", ["x", "y", "z", "<|im_end|>"], "the question holds <|im_end|>"),
     "another row's id": ("id", 0, "another row has the same id"),
     "a missing image": ("image", "nine.jpg", "its image is missing: there is no file"),
     "no image": ("image", None, "has no image"),

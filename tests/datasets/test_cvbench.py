@@ -64,6 +64,13 @@ def a_copy_of_the_repository(folder):
     return {"path": str(folder)}, 8
 
 
+def test_a_file_may_lie_at_home(tmp_path, monkeypatch):
+    # A shell leaves the ~ of benchmark.path=~/test.parquet as it is.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_parquet(tmp_path / "test.parquet", rows_of("cvbench", 2))
+    assert len(CVBench(path="~/test.parquet")) == 2
+
+
 @pytest.mark.parametrize(
     "home", [a_file, a_saved_benchmark, a_saved_table, a_copy_of_the_repository], ids=lambda home: home.__name__
 )
@@ -95,6 +102,7 @@ def test_older_copies_have_neither_source_nor_index(tmp_path):
         ({"choices": ["left"]}, "1 choices"),
         ({"choices": ["left", "left"]}, "two choices are equal"),
         ({"prompt": " "}, "prompt is ' '"),
+        ({"prompt": "Is <|image_pad|> red?"}, "the question holds <|image_pad|>, which is mark-up"),
         ({"question": ""}, "question is ''"),
         ({"task": None}, "task is None"),
         ({"image": None}, "has no image"),
@@ -105,6 +113,12 @@ def test_older_copies_have_neither_source_nor_index(tmp_path):
 def test_a_bad_row_is_named_at_the_start(changes, reason, spoiled):
     with pytest.raises(ValueError, match=re.escape(f"1 bad row, the first is cvbench/1: {reason}")):
         CVBench(path=spoiled(**changes))
+
+
+def test_a_source_that_is_no_text_is_named(tmp_path):
+    path = write_parquet(tmp_path / "test.parquet", [{**row, "source": 3} for row in rows_of("cvbench", 2)])
+    with pytest.raises(ValueError, match="the first is cvbench/0: source is 3, expected text"):
+        CVBench(path=str(path))
 
 
 def test_two_rows_of_one_index_are_refused(spoiled):

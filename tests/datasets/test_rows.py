@@ -224,6 +224,8 @@ class TestJsonLines:
             ('{"a": 1}\n\n{"a": \n', "line 3: not JSON"),
             ('{"a": 1}\n[1, 2]\n', "line 2: expected an object"),
             ('{"a": 1}\n{"a"', "line 2: not JSON"),
+            ('{"a": 1}\n' + "[" * 100_000, "line 2: not JSON"),
+            ("\n", "holds no rows"),
         ],
     )
     def test_a_broken_line_is_named(self, text, named, tmp_path):
@@ -245,6 +247,8 @@ class TestJsonLines:
 
 REFUSED = {
     "no such place": ({"path": "missing place"}, "no such file or folder"),
+    "no place": ({"path": None}, "no table is named; set dataset.path or benchmark.path"),
+    "a table without rows": ({"path": "none.parquet"}, "none.parquet: holds no rows"),
     "a kind that is not read": ({"path": "table.csv"}, r"cannot read table\.csv; expected \.parquet or \.jsonl"),
     "a parquet file cut short": ({"path": "cut.parquet"}, r"cut\.parquet is not a whole parquet file"),
     "a file with a split": ({"path": "good.parquet", "split": "val"}, "leave name and split out"),
@@ -267,6 +271,7 @@ def test_what_cannot_be_read_says_so_in_one_line(arguments, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     write_parquet(tmp_path / "good.parquet", parquet_rows())
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-100])
+    write_parquet(tmp_path / "none.parquet", [], schema=pa.schema({"answer": pa.string()}))
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     for folder in ("folder", "empty", "json"):
         (tmp_path / folder).mkdir()
@@ -279,7 +284,7 @@ def test_what_cannot_be_read_says_so_in_one_line(arguments, message, tmp_path, m
     os.remove(next((tmp_path / "broken").glob("*.arrow")))
     with pytest.raises(ValueError, match=message) as refused:
         open_rows(**arguments)
-    assert "\n" not in str(refused.value) and str(arguments["path"]) in str(refused.value)
+    assert "\n" not in str(refused.value) and str(arguments["path"] or "") in str(refused.value)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):

@@ -77,6 +77,7 @@ def test_a_row_without_a_type_has_one(tmp_path):
         ({"answers": []}, "the answer 'right' is none of the choices []"),
         ({"answers": None}, "answers is None"),
         ({"question": ""}, "question is ''"),
+        ({"question": "<|vision_start|>?"}, "the question holds <|vision_start|>, which is mark-up"),
         ({"image_bytes": []}, "has no image"),
         ({"image_bytes": None}, "has no image"),
         ({"image_bytes": [b""]}, "its image is empty"),
@@ -116,6 +117,11 @@ def test_images_may_be_stored_as_datasets_stores_them(tmp_path):
     table = datasets.Dataset.from_list(rows).cast_column("image_bytes", datasets.List(datasets.Image()))
     table.to_parquet(tmp_path / "SAT_val.parquet")
     assert [image.size for image in Sat(path=str(tmp_path), split="val")[0].images] == [(112, 112), (96, 96)]
+
+
+def test_an_image_may_stand_outside_a_list(tmp_path):
+    path = write_parquet(tmp_path / "SAT_val.parquet", [{**row(), "image_bytes": scene(1)[0]}])
+    assert len(Sat(path=str(path), split="val", max_images=1)[0].images) == 1
 
 
 def test_rows_of_several_images_can_be_dropped(tmp_path, capsys):

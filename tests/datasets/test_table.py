@@ -310,6 +310,7 @@ class TestRefusals:
             ({"question": "Is <image> left?\n(A) left\n(B) right"}, "within the sentence"),
             ({"question": "Where?\n(A) up\n(B) down"}, "not listed once and in its place"),
             ({"solution": "C"}, "does not name one of the choices"),
+            ({"choices": [str(number) for number in range(27)], "solution": "3"}, "27 choices, expected 2 to 26"),
             ({"solution": "up"}, "does not name one of the choices"),
             ({"solution": None}, "expected a text or a number"),
             ({"solution": ""}, "the solution holds no answer"),

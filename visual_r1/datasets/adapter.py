@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import sys
 from abc import ABC, abstractmethod
 from array import array
@@ -25,6 +26,8 @@ from visual_r1.datasets.rows import Rows
 from visual_r1.examples import Example
 
 BAD_ROWS = ("error", "skip")
+_MARKUP = re.compile(r"<\|\w+\|>")
+"""Special tokens of the Qwen family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +204,14 @@ class TableExamples(Sequence[Example], ABC):
                 raise ValueError(f"a choice is empty: {list(item.choices)}")
             order = self._order(len(item.choices), example_id)
             choices = tuple(item.choices[position] for position in order)
+            question = self.question(row, choices)
+            # A processor would count "<|image_pad|>" as one more image, and the run would stop at this row.
+            if markup := _MARKUP.search(question):
+                raise ValueError(f"the question holds {markup[0]}, which is mark-up to a model, not text: remove it")
             return Example(
                 id=example_id,
                 images=images,
-                question=self.question(row, choices),
+                question=question,
                 choices=choices,
                 solution=_LETTERS[order.index(item.answer) :][:1],
                 category=item.category,

@@ -41,7 +41,7 @@ class Blink(TableExamples):
     def __init__(self, *, path: str, tasks: Sequence[str], size: int | None = None, bad_rows: str = "error") -> None:
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"blink: tasks={list(tasks)}: expected one task or more, each named once")
-        if Path(path).expanduser().is_file():
+        if path and Path(path).expanduser().is_file():
             raise ValueError(f"{path}: is one file; blink reads a folder that holds {tasks[0]}/{_VAL}")
         tables = {task: open_rows(path, data_files=[f"{task}/{_VAL}"]) for task in tasks}
         super().__init__(

@@ -34,7 +34,7 @@ class CVBench(TableExamples):
     def __init__(
         self, *, path: str, split: str | None = "test", size: int | None = None, bad_rows: str = "error"
     ) -> None:
-        rows = open_rows(path, split=None if Path(path).is_file() else split)
+        rows = open_rows(path, split=None if path and Path(path).expanduser().is_file() else split)
         # Older copies say neither where an image is from nor which row it was.
         optional = [column for column in ("idx", "source") if column in rows.columns]
         super().__init__(rows, name="cvbench", columns=[*COLUMNS, *optional], size=size, bad_rows=bad_rows)
@@ -45,7 +45,7 @@ class CVBench(TableExamples):
     def item(self, row: Mapping[str, Any]) -> Item:
         text(row, "question")  # a prompt without it is a list of choices
         choices = texts(row, "choices")
-        source = row.get("source")
+        source = text(row, "source") if row.get("source") else None
         return Item(
             choices=choices,
             answer=position_of_letter(text(row, "answer"), choices),

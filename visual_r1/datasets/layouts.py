@@ -55,8 +55,6 @@ LAYOUTS = {
 
 _LINE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _MARK = re.compile(r"\(([A-Z])\)")
-_MARKUP = re.compile(r"<\|\w+\|>")
-"""Special tokens of the Qwen family."""
 _SENTENCE_END = re.compile(r"[.?!]\s+\S")
 
 
@@ -98,11 +96,8 @@ def without_placeholders(text: str, num_images: int) -> str:
     from within a sentence, where it would leave a gap.
 
     Raises:
-        ValueError: not one placeholder for each image, one with words on both sides, or a model's own mark-up, as
-            "<|image_pad|>", which would stand for another image.
+        ValueError: not one placeholder for each image, or one with words on both sides.
     """
-    if markup := _MARKUP.search(text):
-        raise ValueError(f"the question holds {markup[0]}, which is mark-up to a model, not text: remove it")
     num_placeholders = text.count(PLACEHOLDER)
     if not num_placeholders:
         return text

@@ -65,14 +65,14 @@ class Rows(ABC):
 
 
 def open_rows(
-    path: str | Path, *, name: str | None = None, split: str | None = None, data_files: Sequence[str] = ()
+    path: str | Path | None, *, name: str | None = None, split: str | None = None, data_files: Sequence[str] = ()
 ) -> Rows:
     """Opens a table without decoding anything.
 
     Args:
         path: A ``.parquet`` or ``.jsonl`` file; a folder (of parquet files, of images with their metadata, written by
             ``save_to_disk``, or a copy of a hub's repository); or a hub id, which is asked only if there is no such
-            path. What a hub has sent is kept and found again without it.
+            path. What a hub has sent is kept and found again without it. None and "" are refused with what to set.
         name: The configuration, where the repository has several.
         split: The split, where the folder or the repository has several.
         data_files: Names of the files to read, where path is a folder or a hub id, in place of a name and a split. Only
@@ -81,6 +81,8 @@ def open_rows(
     Raises:
         ValueError: nothing can be read there; the message says what to do.
     """
+    if not path:
+        raise ValueError("no table is named; set dataset.path or benchmark.path to a file, a folder or a hub id")
     place = Path(path).expanduser()
     if place.is_file():
         if name or split:
@@ -142,6 +144,8 @@ class JsonRows(Rows):
                     self._starts.append(start)
                     self._numbers.append(number)
                 start += len(line)
+        if not self._starts:
+            raise ValueError(f"{origin}: holds no rows")
         self.columns = tuple(columns)
 
     def __len__(self) -> int:
@@ -168,7 +172,7 @@ class JsonRows(Rows):
     def _parse(self, line: bytes, number: int) -> Mapping[str, Any]:
         try:
             row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.origin}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{self.origin}, line {number}: expected an object with a key a column, got {line[:40]!r}")
@@ -350,11 +354,14 @@ def _prepare_parquet(files: Sequence[Path], *, origin: str) -> datasets.Dataset:
                     for batch_number, batch in enumerate(batches):
                         yield Key(number, batch_number), self._cast_table(pyarrow.Table.from_batches([batch]))
 
+    num_rows = 0
     for file in files:
         try:
-            pyarrow.parquet.read_metadata(file)
+            num_rows += pyarrow.parquet.read_metadata(file).num_rows
         except (OSError, ValueError) as error:
             raise ValueError(f"{origin}: {file.name} is not a whole parquet file ({_in_short(error)})") from error
+    if not num_rows:
+        raise ValueError(f"{origin}: holds no rows")
     paths = [str(file.absolute()) for file in files]
     versions = [(f"{path} {stat.st_size} {stat.st_mtime_ns}",) for path in paths for stat in (Path(path).stat(),)]
     data_files = DataFilesDict({"train": DataFilesList(paths, list(versions))})

@@ -70,7 +70,8 @@ class Sat(TableExamples):
             )
 
     def wants(self, row: Mapping[str, Any], number: int) -> bool:
-        if self._max_images is None or len(row["image_bytes"] or ()) <= self._max_images:
+        stored = row["image_bytes"]
+        if self._max_images is None or not isinstance(stored, list) or len(stored) <= self._max_images:
             return True
         self._num_dropped += 1
         return False
@@ -80,7 +81,7 @@ class Sat(TableExamples):
         return Item(
             choices=choices,
             answer=position_of_words(text(row, "correct_answer"), choices),
-            category=row["question_type"] or "unknown",
+            category=text(row, "question_type") if row["question_type"] else "unknown",
             is_answered_in_words=True,
         )
 

@@ -52,8 +52,7 @@ class Table(TableExamples):
     about one image, give the probe a table of its own.
 
     Args:
-        path: A ``.parquet`` or ``.jsonl`` file, a folder, or a hub id (`visual_r1.datasets.rows.open_rows`); None is
-            refused with what to set.
+        path: A ``.parquet`` or ``.jsonl`` file, a folder, or a hub id (`visual_r1.datasets.rows.open_rows`).
         layout: Whose names the columns have: see `LAYOUTS`.
         columns: Other names, by the fields of `Layout`; None leaves the layout's.
         choices: "as_written" or "from_answers": where the choices come from.
@@ -90,12 +89,10 @@ class Table(TableExamples):
         for key, value, known in (("layout", layout, LAYOUTS), ("choices", choices, CHOICES), ("part", part, PARTS)):
             if value not in known:
                 raise ValueError(f"table: {key}={value}: expected one of {', '.join(known)}")
-        if path is None:
-            raise ValueError("table: which one? Set dataset.path or benchmark.path to a file, a folder or a hub id")
         rows = open_rows(path, name=config, split=split)
         if image_root is not None:
             rows.folder = Path(image_root).expanduser()
-        self.name = Path(path).stem
+        self.name = Path(rows.origin).stem
         self._column = _find_columns(rows, LAYOUTS[layout], columns or {})
         self._answers = self._collect_answers(rows) if choices == "from_answers" else None
         self._part = part
@@ -118,6 +115,8 @@ class Table(TableExamples):
     def item(self, row: Mapping[str, Any]) -> Item:
         solution = solution_text(row[self._column["solution"]])
         choices = self._choices(row)
+        if len(choices) > _MAX_CHOICES:
+            raise ValueError(f"{len(choices)} choices, expected 2 to {_MAX_CHOICES}")
         letter = parse_choice(solution, choices)
         if letter is None:
             raise ValueError(f"the solution {short(solution)} does not name one of the choices {list(choices)}")
