@@ -30,6 +30,7 @@ from visual_r1.methods.training import (
     check_batches,
     load_weights,
     micro_batches,
+    on_one_gpu,
     rollout_row,
     train_from_last_checkpoint,
     trainer_arguments,
@@ -139,7 +140,7 @@ class Grpo:
 
     def config(self, context: TrainingContext) -> GRPOConfig:
         """Trl's configuration of this run."""
-        return GRPOConfig(
+        config = GRPOConfig(
             **trainer_arguments(context, save_multiple=self.trl.get("num_iterations", 1)),
             **self._batch_arguments(),
             reward_weights=[reward.weight for reward in context.rewards],
@@ -147,6 +148,7 @@ class Grpo:
             log_completions=False,
             **self.trl,
         )
+        return on_one_gpu(config)
 
     def _batch_arguments(self) -> dict[str, int]:
         return {

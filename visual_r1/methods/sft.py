@@ -23,6 +23,7 @@ from visual_r1.methods.training import (
     check_batches,
     load_weights,
     micro_batches,
+    on_one_gpu,
     train_from_last_checkpoint,
     trainer_arguments,
     training_rows,
@@ -86,7 +87,7 @@ class Sft:
 
     def config(self, context: TrainingContext) -> SFTConfig:
         """Trl's configuration of this run."""
-        return SFTConfig(
+        config = SFTConfig(
             **trainer_arguments(context),
             per_device_train_batch_size=self.micro_batch_size,
             gradient_accumulation_steps=micro_batches(self.examples_per_step, self.micro_batch_size),
@@ -95,6 +96,7 @@ class Sft:
             max_length=None,  # cutting a row could cut its image's tokens
             **self.trl,
         )
+        return on_one_gpu(config)
 
 
 class CompletionSftTrainer(HorizonTrainer, SFTTrainer):

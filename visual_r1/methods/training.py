@@ -113,6 +113,13 @@ def trainer_arguments(context: TrainingContext, *, save_multiple: int = 1) -> di
     }
 
 
+def on_one_gpu(config: Any) -> Any:
+    """A trl config whose process keeps to one GPU: transformers would take all it sees and tear groups apart."""
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return config
+
+
 RESERVED = frozenset(
     (
         *("output_dir", "seed", "data_seed", "run_name", "report_to", "disable_tqdm", "use_cpu"),
