@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from visual_r1.cli import main
-from visual_r1.files import read_json, write_json, write_jsonl, write_text
+from visual_r1.files import read_json, write_json, write_jsonl, write_parquet, write_text
 
 COMMANDS = (
     ["--help"],
@@ -146,6 +147,18 @@ class TestScore:
         # The first two of each kind have answer A and B; "a" is taken for A.
         assert lenient["accuracy"] == 4 / 8 and lenient["parse_rate"] == 0.0
         assert "50.0 %" in next(line for line in printed.splitlines() if line.startswith("reference"))
+
+    def test_a_table_is_scored_whole_whatever_the_scale_takes(self, tmp_path, capsys):
+        picture = io.BytesIO()
+        Image.new("RGB", (56, 56)).save(picture, "PNG")
+        row = {"image": {"bytes": picture.getvalue()}, "question": "Where?", "choices": ["left", "right"]}
+        row |= {"answer": "(B)", "task": "Relation", "prompt": "Where?\n(A) left\n(B) right"}
+        write_parquet(tmp_path / "test.parquet", [row] * 3)
+        path = tmp_path / "responses.jsonl"
+        write_jsonl(path, [{"id": number, "response": "<answer>right</answer>"} for number in range(3)])
+        settings = [f"benchmark.path={tmp_path / 'test.parquet'}", "scale.benchmark_size=1"]
+        assert main(["score", "--benchmark", "cvbench", *settings, str(path)]) == 0
+        assert "accuracy (3 items)" in capsys.readouterr().out
 
     def test_missing_responses_have_to_be_allowed(self, tmp_path, capsys):
         path = tmp_path / "responses.jsonl"

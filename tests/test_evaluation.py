@@ -165,6 +165,17 @@ def test_every_scorer_judges_the_same_responses(policies):
     assert [item["correct"] for item in report.items()] == [True, False, False, True, True, True]
 
 
+def test_each_scorer_says_how_often_it_found_an_answer(rollout):
+    report = Report(
+        benchmark="one",
+        rollouts=(rollout("<answer>neither</answer>"), rollout("right")),
+        reflection=REFLECTION,
+        scorers={"strict": Strict(), "reference": Reference()},
+    )
+    scorers = report.summary()["scorers"]
+    assert (scorers["strict"]["parse_rate"], scorers["reference"]["parse_rate"]) == (0, 1 / 2)
+
+
 def test_a_benchmark_names_no_scorer_and_has_the_strict_one(report):
     assert list(report.summary()["scorers"]) == ["strict"]
 
@@ -238,11 +249,13 @@ def test_the_report_holds_no_images(report):
 
 def test_items_are_all_that_scoring_again_needs(report, tmp_path):
     path = tmp_path / "evaluation.parquet"
+    collected = tuple(replace(one, example=replace(one.example, subset="COCO")) for one in report.rollouts)
+    report = replace(report, rollouts=collected)
     write_parquet(path, [{"when": when, **item} for when in ("before", "after") for item in report.items()])
     moments = read_responses(path, lambda: pytest.fail("a run brings its questions along"))
     assert list(moments) == ["before", "after"]
     again = moments["after"]
-    assert again.knows_lengths
+    assert again.knows_lengths and again.rollouts[0].example.subset == "COCO"
     read = Report(benchmark="six", rollouts=again.rollouts, blank_rollouts=again.blank_rollouts, reflection=REFLECTION)
     assert read.summary() == report.summary()
 
@@ -286,6 +299,8 @@ def test_the_summary_of_a_run_holds_before_and_after(report):
     assert summary["chance"] == pytest.approx(2.5 / 6) and summary["majority"] == pytest.approx(4 / 6)
     assert summary["by_category"]["Depth"]["before"]["accuracy"] == 1 / 2
     assert summary["by_category"]["Depth"]["after"]["accuracy"] == 1
+    assert summary["scorers"]["strict"]["before"]["accuracy"] == 3 / 6
+    assert not {"scorers_after", "by_category_after"} & summary.keys()
     measured = (
         "accuracy",
         "blank_accuracy",

@@ -104,6 +104,11 @@ def test_responses_made_elsewhere_have_no_seed_and_no_commit():
     assert "seed" not in text and "measured" in text
 
 
+def test_a_file_of_a_run_has_both_moments():
+    text = run_table({"num_responses": 4, "accuracy_before": 0.25, "accuracy_after": 0.5})
+    assert cells(text, "accuracy")[1:3] == ["25.0 %", "50.0 %"]
+
+
 def test_it_fits_a_terminal():
     assert max(map(len, run_table(summary()).splitlines())) <= 100
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_lines_in_any_order_become_rollouts_in_the_benchmarks(tmp_path):
 def test_the_number_at_an_ids_end_names_it(tmp_path, name):
     responses = read(tmp_path, [{"id": name(row["id"][-1]), "completion": row["response"]} for row in rows()])
     assert [one.completion for one in responses.rollouts] == [row["response"] for row in rows()]
+
+
+def test_a_number_that_two_ids_end_in_names_neither(tmp_path):
+    two = [replace(QUESTIONS[0], id="a/0"), replace(QUESTIONS[1], id="b/0")]
+    write_jsonl(tmp_path / "x.jsonl", [{"id": 0, "response": "x"}])
+    with pytest.raises(ValueError, match="no item has the id 0"):
+        read_responses(tmp_path / "x.jsonl", lambda: two)
 
 
 def test_lengths_are_taken_where_all_lines_have_them(tmp_path):
@@ -90,9 +98,10 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, name):
     assert "\n" not in str(refused.value)
 
 
-def test_a_length_of_another_type_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"line 1: num_tokens='7' is_truncated=0, expected as 12 and false"):
-        read(tmp_path, rows(num_tokens="7", is_truncated=0))
+@pytest.mark.parametrize("length", [{"num_tokens": "7", "is_truncated": False}, {"num_tokens": 7, "is_truncated": 0}])
+def test_a_length_of_another_type_is_named(tmp_path, length):
+    with pytest.raises(ValueError, match=r"line 1: num_tokens=.*7.* is_truncated=.*, expected as 12 and false"):
+        read(tmp_path, rows(**length))
 
 
 def test_missing_responses_count_as_wrong_and_unread(tmp_path):

@@ -135,4 +135,4 @@ def _is_expression(text: str) -> bool:
         tree = ast.parse(text.replace("\n", " ").replace("^", "**"), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return not any(isinstance(node, ast.Call | ast.Tuple) for node in ast.walk(tree))
+    return not any(isinstance(node, ast.Call) for node in ast.walk(tree))

@@ -13,6 +13,8 @@ from functools import cache
 _MARKS = re.compile(r"[$\\]|\s\[[^\n\]\[]+\]\s")
 _TAIL = 1000
 _CHAIN = re.compile(r"(?<![\\<!>])=")
+_BOX = re.compile(r"\\(?:boxed|fbox)")
+_CONNECTION = re.compile(r"\s*(?:and|or|,)\s*")
 _UNIT = re.compile(r"(\\(?:text|mbox)\{.*?\})(\^\d|\{\^\d\})?$")
 # Given more than this, the parser may take exponential time (subscripts, bars, brackets) or work out a number of many
 # million digits (binomials, greatest common divisors). 0.5.2 gives up after three seconds.
@@ -48,21 +50,55 @@ def latex_matches(text: str) -> list[tuple[int, re.Match[str]]]:
 def read_formula(match: re.Match[str]) -> Formula:
     """What one of `latex_matches` says: a formula, or several that "and", "or" or a comma connect."""
     found = [(name, said) for name, said in match.groupdict().items() if said and "_latex" in name]
-    texts = [_tidy(said, boxed="last" if name.endswith("latexBoxed") else "all") for name, said in found]
+    texts = [_tidy(_unboxed(said, only_last=name.endswith("latexBoxed"))) for name, said in found]
     if not texts:
         return Formula("", is_parsed=False)
     is_parsed = [_can_be_parsed(one) for one in texts]
     return Formula(" and ".join(texts), is_parsed=True) if all(is_parsed) else Formula(texts[0], is_parsed=is_parsed[0])
 
 
-def _tidy(formula: str, *, boxed: str) -> str:
+def _unboxed(formula: str, *, only_last: bool) -> str:
+    """What stands in a formula's boxes, joined by commas; the formula itself where it has no box.
+
+    Args:
+        formula: As written.
+        only_last: Only the last box, and those before it that "and", "or" or a comma connects to it.
+    """
+    contents: list[str] = []
+    limit = len(formula)
+    for box in reversed(list(_BOX.finditer(formula))):
+        start = limit - len(formula[box.end() : limit].lstrip())
+        if start == limit:
+            break
+        end = _closing_brace(formula, start, limit) if formula[start] == "{" else None
+        if end is None:
+            contents = contents or [formula[start:]]
+            break
+        if only_last and contents and not _CONNECTION.fullmatch(formula, end + 1, limit):
+            break
+        contents.append(formula[start + 1 : end].strip())
+        limit = box.start()
+    return ",".join(reversed(contents)) if contents else formula
+
+
+def _closing_brace(text: str, opening: int, limit: int) -> int | None:
+    """Where the brace that opens at a position is closed, before a limit."""
+    depth = 0
+    for position in range(opening, limit):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if not depth:
+            return position
+    return None
+
+
+def _tidy(formula: str) -> str:
     """A formula without mark-up, the links of a chain of equations but the last, and its unit in words."""
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
     nothing = NormalizationConfig(
         basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none", equations=False
     )
-    text = normalize_latex(formula, replace(nothing, basic_latex=True, boxed=boxed))
+    text = normalize_latex(formula, replace(nothing, basic_latex=True))
     links = _CHAIN.split(text)
     if len(links) > 2 and "," not in text and ";" not in text:
         text = links[-1]
