@@ -131,6 +131,27 @@ class TestFigure:
         assert "75.0 %" in printed and str(run / "figure.png") in printed
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "show", "-n", "2", "scale.train_size=3", "-o", "sheet.png"],
+        ["data", "show", "scale.train_size=3", "-n", "2", "-o", "sheet.png"],
+        ["data", "show", "dataset=spatial", "-n", "2", "-o", "sheet.png", "scale.train_size=3"],
+    ],
+    ids=["between", "before", "before and after"],
+)
+def test_overrides_may_stand_anywhere(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0 and "2 of 3 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--sead=3", "sheet.png"])
+def test_what_is_no_override_is_refused(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "show", "-n", "2", "dataset=spatial", "-o", "sheet.png", word])
+    assert stop.value.code == 2 and f"unrecognized arguments: {word}" in capsys.readouterr().err
+
+
 class TestScore:
     """Responses made elsewhere end in the table that a run ends with."""
 

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on stderr and exit code 2, not a traceback; 1 says that a check found something wrong.
     """
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
         code = command(options)
@@ -31,6 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"visual-r1: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     return code or 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes overrides from one place only, and gives back those that stand after another option.
+    are_overrides = "overrides" in options and all("=" in word and not word.startswith("-") for word in rest)
+    if rest and not are_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -86,6 +86,15 @@ BAD = {
         "no response to 2 of 4 items (spatial/test/0/0, spatial/test/0/3); complete the file, or count",
     ),
     "empty": ([], "no response to 4 of 4 items"),
+    "nested too deep": (["[" * 100_000], "line 1: not JSON"),
+    "a negative length": (
+        [json.dumps(row) for row in rows(num_tokens=-1, is_truncated=False)],
+        "line 1: num_tokens=-1",
+    ),
+    "a length that is a truth value": (
+        [json.dumps(row) for row in rows(num_tokens=True, is_truncated=False)],
+        "line 1: num_tokens=True",
+    ),
 }
 
 
@@ -109,6 +118,16 @@ def test_missing_responses_count_as_wrong_and_unread(tmp_path):
     assert responses.missing == tuple(IDS[2:])
     assert [one.completion for one in responses.rollouts] == [rows()[0]["response"], rows()[1]["response"], "", ""]
     assert not any(Reference()(one) or Reference().is_read(one) for one in responses.rollouts[2:])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_response(tmp_path):
+    assert not read(tmp_path, "\ufeff" + "\n".join(map(json.dumps, rows()))).missing
+
+
+def test_a_benchmark_without_items_is_named(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", rows())
+    with pytest.raises(ValueError, match="the benchmark has no item"):
+        read_responses(tmp_path / "x.jsonl", lambda: [])
 
 
 def test_other_line_ends_inside_a_response_are_kept(tmp_path):
@@ -164,6 +183,8 @@ def test_the_forks_result_file_has_no_task(tmp_path):
         (reference_item(ground_truth="(C)"), "item 1: solution 'C' is none of"),
         (reference_item(ground_truth=2), "item 1: its question, options and ground_truth are not text"),
         (reference_item(response=None), "item 1: results/1 has no response"),
+        (reference_item(options="AB"), "item 1: its question, options and ground_truth are not text"),
+        (reference_item(correct="false"), "item 1: correct is 'false', expected true or false"),
         ("text", "item 1: a str, expected an object"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -53,7 +53,7 @@ def read_responses(
     if path.suffix == ".parquet":
         return _read_run(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: neither text in UTF-8 nor a .parquet file ({error.reason})") from None
     if (results := _reference_results(text)) is not None:
@@ -72,6 +72,8 @@ def _read_lines(path: Path, text: str, benchmark: Callable[[], Sequence[Example]
     rows = list(_objects(path, text))
     examples = benchmark()
     questions = [replace(examples[index], images=()) for index in range(len(examples))]
+    if not questions:
+        raise ValueError(f"{path}: the benchmark has no item that it could be scored on")
     positions = _positions(questions)
     expected = f"expected one as {questions[0].id!r}, or the number at its end"
     given: dict[int, tuple[str, Mapping[str, Any]]] = {}
@@ -112,7 +114,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, expected an object with id and response")
@@ -132,7 +134,7 @@ def _rollout(question: Example, where: str, row: Mapping[str, Any], *, knows_len
     if not isinstance(response, str):
         raise ValueError(f"{where}: {question.id} has no response; expected text as its response or completion")
     num_tokens, is_truncated = (row["num_tokens"], row["is_truncated"]) if knows_lengths else (0, False)
-    if not isinstance(num_tokens, int) or not isinstance(is_truncated, bool):
+    if type(num_tokens) is not int or num_tokens < 0 or not isinstance(is_truncated, bool):
         raise ValueError(f"{where}: num_tokens={num_tokens!r} is_truncated={is_truncated!r}, expected as 12 and false")
     return Rollout(
         example=question,
@@ -153,7 +155,7 @@ def _reference_results(text: str) -> Any | None:
     """``results`` of a file that the paper's evaluators wrote; None for any other text."""
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return whole.get("results") if isinstance(whole, dict) else None
 
@@ -168,6 +170,10 @@ def _read_reference(path: Path, results: Any) -> Responses:
         if not isinstance(item, dict):
             raise ValueError(f"{where}: a {type(item).__name__}, expected an object")
         try:
+            if not isinstance(item["options"], list):
+                raise TypeError(f"options is {item['options']!r}")
+            if item["correct"] not in (0, 1):
+                raise ValueError(f"correct is {item['correct']!r}, expected true or false")
             question = Example(
                 id=f"results/{index}",
                 images=(),
