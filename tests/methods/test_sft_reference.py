@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from visual_r1.architectures.checkpoints import read_architecture
+from visual_r1.architectures.tokenizer import build_tokenizer
 from visual_r1.config import compose_config
 from visual_r1.examples import Example
 from visual_r1.methods.sft import CompletionSftTrainer, Sft, stop_at_turn_end, turn_end
@@ -126,6 +128,21 @@ def test_a_prompt_of_its_own_declares_no_other_end(load, kind):
     before = policy.model.generation_config.eos_token_id
     stop_at_turn_end(policy)
     assert policy.model.generation_config.eos_token_id == before
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """The tokenizer of Qwen2-VL-2B, its own vocabulary included."""
+    return build_tokenizer(**read_architecture("qwen2_vl_2b")["tokenizer"])
+
+
+@pytest.mark.parametrize("answer", ["3", "left, then right", "Moved left", "10.5", "-2", "(B)", "'s", "椅子"])
+def test_qwens_own_tokenizer_sees_the_text_in_one_piece_as_in_two(qwen, answer):
+    # trl tokenizes prompt and completion one by one, the released code all at once.
+    prompt, completion = "<|im_start|>assistant\n", f"{answer}<|im_end|>\n"
+    assert qwen(prompt + completion)["input_ids"] == [
+        token for part in (prompt, completion) for token in qwen(part)["input_ids"]
+    ]
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss_on", "prompt"), ("prompt", "paper")])
