@@ -133,16 +133,12 @@ def test_the_recipe_is_that_of_its_sources(overrides):
     assert found == RECIPES[overrides]
 
 
-def test_the_paper_to_the_letter_is_a_matter_of_four_words():
-    config = resolve(
-        compose_config(
-            [
-                *("scale=paper", "model=base", "method=grpo", "model.prompt=paper", "reward=paper"),
-                *("dataset.train.split=train", "dataset.train.first_rows=15000"),
-            ]
-        )
-    )
-    assert (config["model"]["prompt"], config["dataset"]["train"]["max_images"]) == ("paper", 1)
+def test_the_papers_run_to_the_letter_composes():
+    letter = ("model.prompt=paper", "reward=paper", "dataset=sat_reference", "benchmark.max_pixels=null")
+    config = resolve(composed("scale=paper", "model=base", "method=grpo", *letter))
+    train = config["dataset"]["train"]
+    assert (train["split"], train["first_rows"], train["max_images"]) == ("train", 15000, 1)  # process_dataset.py
+    assert (config["model"]["prompt"], config["benchmark"]["max_pixels"]) == ("paper", None)
     weights = {name: term["weight"] for name, term in config["reward"]["terms"].items()}
     assert weights == {"paper_accuracy": 1.0, "paper_format": 1.0, "accuracy": 0.0, "format": 0.0}
 
