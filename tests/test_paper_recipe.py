@@ -20,10 +20,10 @@ GRPO: dict[str, tuple[Any, str]] = {
     "model.style": ("base", "the paper's title"),
     "model.dtype": ("bfloat16", "[sh] bf16"),
     "model.max_pixels": (401408, "[sh] max_pixels"),
-    "dataset.path": ("array/SAT", "section 4.1"),
+    "dataset.path": ("array/SAT", "the abstract: SAT"),
     "dataset.train.split": ("static", "one image a question, as its filter leaves"),
     "dataset.train.size": (None, "every row"),
-    "benchmark.path": ("nyu-visionx/CV-Bench", "section 4.1"),
+    "benchmark.path": ("nyu-visionx/CV-Bench", "the abstract: CVBench"),
     "benchmark.temperature": (0.0, "evaluate_Qwen2_VL_CVBench-base.py"),
     "benchmark.max_completion_length": (1024, "evaluate_Qwen2_VL_CVBench-base.py"),
     "distributed.num_processes": (4, "[sh] zero2.yaml"),
@@ -62,8 +62,8 @@ GRPO: dict[str, tuple[Any, str]] = {
     "method.trl.mask_truncated_completions": (False, "[py]"),
     "method.trl.bf16": (True, "[sh]"),
     "method.trl.gradient_checkpointing": (True, "[sh]"),
-    "reward.terms.accuracy.weight": (1.0, "section 3.3"),
-    "reward.terms.format.weight": (1.0, "section 3.3"),
+    "reward.terms.accuracy.weight": (1.0, "grpo.py: the two are added"),
+    "reward.terms.format.weight": (1.0, "grpo.py: the two are added"),
 }
 GPG = GRPO | {
     "method.name": ("gpg", "[gpg]"),
