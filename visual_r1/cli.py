@@ -174,13 +174,19 @@ def _figure(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from visual_r1.config import build, compose_config
     from visual_r1.evaluation import Report, summarise, with_strict
-    from visual_r1.files import write_json
+    from visual_r1.files import read_json, write_json
     from visual_r1.metrics.reflection import Reflection
     from visual_r1.report.table import print_run
     from visual_r1.scoring.reference import Reference
     from visual_r1.scoring.responses import disagreements, read_responses
 
     cfg = compose_config([f"benchmark={options.benchmark}", *options.overrides])
+    # A run's own record says which benchmark its items are from.
+    record = options.responses.with_name("evaluation.json")
+    if options.responses.suffix == ".parquet" and record.is_file():
+        made_on = read_json(record)["benchmark"]
+        if made_on != cfg.benchmark.name:
+            raise ValueError(f"{options.responses}: a run on {made_on}, so score it with --benchmark {made_on}")
     scorers = {str(name): build(node) for name, node in cfg.benchmark.scorers.items()}
     questions = cfg.benchmark.examples
     # Of a table all rows, however few of them the scale takes.

@@ -228,14 +228,23 @@ def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Re
     Both after training: greedy answers of a saved checkpoint are the same at any time, and the first optimizer step
     comes sooner. Both are read from disk, so what is scored is what was saved.
     """
+    _free_memory()  # the trainer refers to itself, and its weights and optimizer would lie beside the benchmark's
     before = _report(experiment, experiment.source, "before")
     if not num_steps:
         return None, before
-    gc.collect()
+    _free_memory()
     # Asked as it was trained: what the method has stored beside the weights.
     saved = {"path": str(experiment.folder.model), "style": None, "prompt": None}
     trained = replace(experiment.source, name=experiment.name, **saved)
     return before, _report(experiment, trained, "after")
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
@@ -243,8 +252,12 @@ def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
     from visual_r1.models import load_policy
 
     name = experiment.config["benchmark"]["name"]
-    # In the arithmetic that it was trained in, whatever its weights are kept in.
-    dtype = "bfloat16" if experiment.config["scale"]["bf16"] else source.dtype
+    # In the arithmetic that it was trained in, whatever its weights are kept in; but rounded to bfloat16, merged weights
+    # would lose what an adapter has learned.
+    if experiment.adapter is not None:
+        dtype = "float32"
+    else:
+        dtype = "bfloat16" if experiment.config["scale"]["bf16"] else source.dtype
     policy = load_policy(replace(source, dtype=dtype, max_pixels=experiment.config["benchmark"]["max_pixels"]))
     return evaluate(
         policy.with_style(policy.style.for_evaluation()),

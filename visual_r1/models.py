@@ -245,10 +245,13 @@ def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
 
 
 def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
-    """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package."""
+    """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package.
+
+    Merged, the weights are float32: what an adapter has learned at a small learning rate is below bfloat16's rounding.
+    """
     model = policy.model
     if policy.adapter is not None:
-        model = model.merge_and_unload()  # peft's wrapper, not transformers' class
+        model = model.float().merge_and_unload()  # peft's wrapper, not transformers' class
     staging = folder.with_name(f".{folder.name}.partial")
     for leftover in (staging, folder):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -274,3 +274,22 @@ class TestWithChoices:
     def test_a_prompt_of_another_form_is_refused(self, prompt):
         with pytest.raises(ValueError, match="cannot change places"):
             with_choices(prompt, ["left", "right"], ["right", "left"])
+
+
+def test_rows_are_drawn_from_the_whole_table_and_the_same_each_time(quiz):
+    path = quiz(40)
+    ids = [example.id for example in Quiz(path, size=10, is_drawn=True)]
+    assert ids == [example.id for example in Quiz(path, size=10, is_drawn=True)]
+    numbers = [int(one.removeprefix("quiz/")) for one in ids]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 10 and numbers[-1] >= 20
+    assert len(Quiz(path, size=100, is_drawn=True)) == len(Quiz(path, is_drawn=True)) == 40
+    prints = {Quiz(path, size=size, is_drawn=True).fingerprint() for size in (9, 10, None)}
+    assert len(prints) == 3
+
+
+def test_an_answer_that_also_names_another_choice_is_refused(quiz):
+    def spoil(rows):
+        rows[2] |= {"choices": ["B", "A"], "answer": "A"}  # choice B in words, choice A as a letter
+
+    with pytest.raises(ValueError, match=r"quiz/2: its answer 'B' also names another of the choices"):
+        Quiz(quiz(spoil=spoil))

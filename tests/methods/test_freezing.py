@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from visual_r1.methods.grpo import Grpo
-from visual_r1.models import Adapter, save_policy
+from visual_r1.models import Adapter, ModelSource, load_policy, save_policy
 from visual_r1.rewards.length_bonus import LengthBonus
 from visual_r1.rewards.weighted import WeightedReward
 
@@ -82,6 +82,20 @@ torch.save(model.get_submodule({name!r}).weight, {str(tmp_path / "weight.pt")!r}
     start = dict(load().model.named_parameters())[f"{name}.weight"]
     delta = (merged - start.cpu()).abs().max().item()
     assert delta > 1e-3
+
+
+def test_what_lora_has_learned_on_bfloat16_weights_is_saved(checkpoint, tmp_path):
+    source = ModelSource(name="base", path=str(checkpoint("base")), style="base", dtype="bfloat16")
+    policy = load_policy(source, adapter=LORA)
+    layer = policy.model.get_submodule("base_model.model.model.language_model.layers.0.self_attn.q_proj")
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(1e-5)  # of the size that a learning rate of 1e-6 leads to
+        expected = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
+        assert not torch.equal(expected, layer.base_layer.weight.float())
+    save_policy(policy, tmp_path / "model", num_steps=1)
+    saved = load_policy(ModelSource(name="saved", path=str(tmp_path / "model")))
+    weight = saved.model.get_submodule("model.language_model.layers.0.self_attn.q_proj").weight
+    torch.testing.assert_close(weight.cpu(), expected.cpu(), rtol=0, atol=1e-7)
 
 
 def test_an_interrupted_lora_run_ends_where_an_uninterrupted_one_does(load, make_context, trl_arguments):

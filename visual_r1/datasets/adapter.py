@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from visual_r1.datasets.decoding import decode_images, stored_sizes
 from visual_r1.datasets.rows import Rows
 from visual_r1.examples import Example
+from visual_r1.parsing import parse_choice
 
 BAD_ROWS = ("error", "skip")
 _MARKUP = re.compile(r"<\|\w+\|>")
@@ -75,6 +76,7 @@ class TableExamples(Sequence[Example], ABC):
         first_rows: int | None = None,
         bad_rows: str = "error",
         shuffle_seed: int | None = None,
+        is_drawn: bool = False,
     ) -> None:
         """Reads every row's text.
 
@@ -87,6 +89,8 @@ class TableExamples(Sequence[Example], ABC):
             bad_rows: "error" stops at a row that makes no example; "skip" leaves such rows out and says how many.
             shuffle_seed: Puts each row's choices into an order of its own, decided by this seed and the row's id alone;
                 None keeps the table's.
+            is_drawn: Draws the `size` rows from all of them, the same each time, in the place of the first ones: a table
+                is often sorted by kind.
         """
         for key, value in (("size", size), ("first_rows", first_rows)):
             if value is not None and value < 0:
@@ -102,7 +106,9 @@ class TableExamples(Sequence[Example], ABC):
         self._shuffle_seed = shuffle_seed
         self._num_steps = 0
         self._kept = array("Q")
-        self._digest = self._scan(size=size, first_rows=first_rows)
+        self._digest = self._scan(size=None if is_drawn else size, first_rows=first_rows)
+        if is_drawn and size is not None:
+            self._draw(size)
         if self.bad:
             counted = f"{len(self.bad)} bad row{'s' * (len(self.bad) > 1)}"
             if bad_rows == "error":
@@ -195,6 +201,12 @@ class TableExamples(Sequence[Example], ABC):
             digest.update(f"{example!r} {sizes}".encode())
         return digest.hexdigest()
 
+    def _draw(self, size: int) -> None:
+        """Keeps that many rows, which a hash of their numbers chooses, in the table's order."""
+        by_chance = sorted(self._kept, key=lambda number: _hash(f"{self.name}/{number}"))
+        self._kept = array("Q", sorted(by_chance[:size]))
+        self._digest = f"{self._digest} {size}"
+
     def _example(self, row: Mapping[str, Any], example_id: str, images: tuple[Image, ...]) -> Example:
         try:
             item = self.item(row)
@@ -208,7 +220,7 @@ class TableExamples(Sequence[Example], ABC):
             # A processor would count "<|image_pad|>" as one more image, and the run would stop at this row.
             if markup := _MARKUP.search(question):
                 raise ValueError(f"the question holds {markup[0]}, which is mark-up to a model, not text: remove it")
-            return Example(
+            example = Example(
                 id=example_id,
                 images=images,
                 question=question,
@@ -218,6 +230,11 @@ class TableExamples(Sequence[Example], ABC):
                 subset=item.subset,
                 solution_as_written=item.choices[item.answer] if item.is_answered_in_words else None,
             )
+            # "A" as the words of choice B: SFT would teach an answer that no reward pays.
+            written = example.solution_as_written or example.solution
+            if parse_choice(written, choices) != example.solution:
+                raise ValueError(f"its answer {_short(written)} also names another of the choices {list(choices)}")
+            return example
         except ValueError as error:
             raise ValueError(f"{example_id}: {_reason(error, example_id)}") from error
 

@@ -24,7 +24,7 @@ class CVBench(TableExamples):
     Args:
         path: The hub id, a folder of its parquet files or of ``save_to_disk``, or one file.
         split: The split of a folder or a hub's repository; None where there is none.
-        size: How many examples; None for all.
+        size: How many examples, drawn from all rows; None for all.
         bad_rows: "error" or "skip": see `TableExamples`.
 
     Raises:
@@ -37,7 +37,9 @@ class CVBench(TableExamples):
         rows = open_rows(path, split=None if path and Path(path).expanduser().is_file() else split)
         # Older copies say neither where an image is from nor which row it was.
         optional = [column for column in ("idx", "source") if column in rows.columns]
-        super().__init__(rows, name="cvbench", columns=[*COLUMNS, *optional], size=size, bad_rows=bad_rows)
+        super().__init__(
+            rows, name="cvbench", columns=[*COLUMNS, *optional], size=size, is_drawn=True, bad_rows=bad_rows
+        )
 
     def row_id(self, row: Mapping[str, Any], number: int) -> str:
         return f"{self.name}/{row.get('idx', number)}"

@@ -33,6 +33,7 @@ class Sat(TableExamples):
         first_rows: How many rows of the table to look at; None for all.
         max_images: Leaves out rows with more images; None for no limit.
         size: How many examples; None for all.
+        is_drawn: Whether they are drawn from all rows or are the first ones.
         bad_rows: "error" or "skip": see `TableExamples`.
 
     Raises:
@@ -48,6 +49,7 @@ class Sat(TableExamples):
         first_rows: int | None = None,
         max_images: int | None = None,
         size: int | None = None,
+        is_drawn: bool = False,
         bad_rows: str = "error",
     ) -> None:
         if split not in SPLITS:
@@ -59,6 +61,7 @@ class Sat(TableExamples):
             name=f"sat/{split}",
             columns=COLUMNS,
             size=size,
+            is_drawn=is_drawn,
             first_rows=first_rows,
             bad_rows=bad_rows,
             shuffle_seed=seed,

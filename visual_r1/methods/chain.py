@@ -54,6 +54,8 @@ class Chain:
                 distributed.meet()  # the others load what rank 0 has just saved
             num_steps += saved_steps(folder.model) or 0
             source = replace(policy.source, name=f"{policy.source.name}-{name}", path=str(folder.model))
+            if policy.adapter is not None:
+                source = replace(source, dtype="float32")  # as the merged weights were saved: see save_policy
             gc.collect()
             policy = load_policy(source, freeze=policy.freeze, adapter=policy.adapter)
         return policy, num_steps

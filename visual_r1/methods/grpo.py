@@ -89,6 +89,11 @@ class Grpo:
                 f"method.trl.temperature={self.trl['temperature']}: groups need samples that differ; above 0"
             )
         _ = self.sampling  # refuses values out of range
+        if self.resampling is not None and self.trl.get("beta", 0.0):
+            raise ValueError(
+                f"method.resampling with method.trl.beta={self.trl['beta']}: groups that teach nothing would still be "
+                "drawn to the reference policy; set method.trl.beta=0 or method.resampling=null"
+            )
         group_size = self.trl["num_generations"]
         if group_size < 2:
             raise ValueError(

@@ -63,7 +63,8 @@ class ResamplingTrainer(RolloutGrpoTrainer):
         return rollouts, torch.tensor(scores, device=self.accelerator.device)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        # Groups without a gradient fill the batch; the loss is the mean over the others, however many there are.
+        # Groups without a gradient fill the batch; the loss is the mean over the others, however many there are. By
+        # groups: exact for loss_type=grpo; a loss that averages over tokens counts the fillers' tokens all the same.
         return super()._compute_loss(model, inputs) / (self._batch.gradient_share or 1.0)
 
     def _attempt(self, prompts: Sequence[int]) -> list[Group]:
