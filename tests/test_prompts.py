@@ -65,9 +65,7 @@ def test_rendered_prompt_is_the_published_one(policies, kind):
 
 
 # A row of SAT as its training set writes it, and an item of CV-Bench as its test set does.
-SAT_QUESTION = (
-    "Answer in natural language. How many chairs are there? Choose between the following options: 3, 2 or 4"
-)
+SAT_QUESTION = "Answer in natural language. How many chairs are there? Choose between the following options: 3, 2 or 4"
 CV_BENCH_QUESTION = "How many organs are in the image? Select from the following choices.\n(A) 3\n(B) 2\n(C) 1\n(D) 0"
 
 

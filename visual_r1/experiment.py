@@ -25,8 +25,8 @@ from visual_r1.tracking import FanOut, JsonlTracker, Tracker, WandbTracker
 
 if TYPE_CHECKING:
     from visual_r1.evaluation import Report
-    from visual_r1.scoring.scorer import Scorer
     from visual_r1.methods.training import Method
+    from visual_r1.scoring.scorer import Scorer
 
 _NUM_CHECKED = 32
 """Examples of each data set that are read before a model is loaded."""
@@ -252,8 +252,8 @@ def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
     from visual_r1.models import load_policy
 
     name = experiment.config["benchmark"]["name"]
-    # In the arithmetic that it was trained in, whatever its weights are kept in; but rounded to bfloat16, merged weights
-    # would lose what an adapter has learned.
+    # In the arithmetic that it was trained in, whatever its weights are kept in. But rounded to bfloat16, merged
+    # weights lose what an adapter has learned.
     if experiment.adapter is not None:
         dtype = "float32"
     else:

@@ -89,8 +89,8 @@ class TableExamples(Sequence[Example], ABC):
             bad_rows: "error" stops at a row that makes no example; "skip" leaves such rows out and says how many.
             shuffle_seed: Puts each row's choices into an order of its own, decided by this seed and the row's id alone;
                 None keeps the table's.
-            is_drawn: Draws the `size` rows from all of them, the same each time, in the place of the first ones: a table
-                is often sorted by kind.
+            is_drawn: Draws the `size` rows from all of them, the same each time, in place of the first ones: a table is
+                often sorted by kind.
         """
         for key, value in (("size", size), ("first_rows", first_rows)):
             if value is not None and value < 0:
