@@ -13,6 +13,7 @@ import json
 import random
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from visual_r1.rollout.engine import Completion, Conversation, Sampling
 from visual_r1.rollout.transformers import encode_prompts
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import FanOut, JsonlTracker
+
+SECONDS_LATE = 0.2
+"""How much longer rank 1 takes for its rollouts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Replay:
         seed: int,
     ) -> list[list[Completion]]:
         """See `RolloutEngine.generate`; of a group that has been split, each part has other completions."""
+        if num_generations > 1:
+            time.sleep(SECONDS_LATE * distributed.rank())
         groups = []
         for conversation in conversations:
             text = json.dumps([part.get("text") for message in conversation for part in message["content"]])

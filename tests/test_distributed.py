@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.replaying import SECONDS_LATE
 from tests.replaying import main as train_here
 from visual_r1 import distributed
-from visual_r1.config import compose_config
+from visual_r1.config import CONF, build, compose_config
 from visual_r1.distributed import AlreadySaidError, DistributedError
 from visual_r1.experiment import prepare
 from visual_r1.files import read_json
@@ -29,8 +31,11 @@ from visual_r1.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'visual-r1[deepspeed]'"
+    find_spec("deepspeed") is None or shutil.which("g++") is None,
+    reason="needs DeepSpeed, pip install 'visual-r1[deepspeed]', and g++, with which it compiles two minutes once",
 )
+# Two processes on whatever machine, and rounding that is the same on each.
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 PROMPTS, GROUP, STEPS = 4, 4, 3
 COMMON = (
@@ -50,18 +55,20 @@ COMMON = (
     "scale.rollouts_every_steps=1",
 )
 # Gradient descent, whose steps are as long as the gradient: Adam would hide that, and enlarge the rounding of zeros.
-PLAIN = ("++method.trl.optim=sgd", "method.trl.learning_rate=0.01", "method.trl.lr_scheduler_type=constant")
+PLAIN = ("++method.trl.optim=sgd", "method.trl.learning_rate=0.003", "method.trl.lr_scheduler_type=constant")
 LENGTH = ("+reward/term@reward.terms.length=length_bonus", "reward.terms.length.function.per_token=0.1")
 
 EXPERIMENTS = {
     "grpo": (*PLAIN, *LENGTH, "method.trl.beta=0.0"),
+    "parts": (*PLAIN, *LENGTH, "method.trl.beta=0.0"),  # grpo in more micro-batches
     "sft": (*PLAIN, "method=sft"),
     "straddling": (*PLAIN, *LENGTH, "scale.prompts_per_step=3", "method.trl.beta=0.0"),
     "resumed": (*LENGTH, "method.trl.beta=0.04"),
 }
 MICRO_BATCH = {  # of one process, of each of two
     "grpo": (16, 8),
-    "sft": (8, 2),  # two micro-batches where one process has one
+    "parts": (16, 4),  # two micro-batches where one process has one
+    "sft": (8, 2),
     "straddling": (12, 6),
     "resumed": (16, 4),
 }
@@ -90,7 +97,7 @@ def with_torchrun(path, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments],
         cwd=path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **ON_CPU, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -102,7 +109,9 @@ def one(tmp_path_factory, checkpoint):
     """The experiments in this process, by name."""
     runs = tmp_path_factory.mktemp("one")
     names = ("grpo", "sft")
-    train_here([overrides_of(name, checkpoint("base"), runs, processes=1) for name in names])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        train_here([overrides_of(name, checkpoint("base"), runs, processes=1) for name in names])
     return {name: RunFolder(runs / name / "seed0") for name in names}
 
 
@@ -123,19 +132,27 @@ def two(request, tmp_path_factory, checkpoint):
 
 @pytest.mark.parametrize("name", ["grpo", "sft"])
 def test_two_processes_learn_what_one_does(one, two, name):
-    """The same prompts and completions, so what differs is rounding: in float32, some 1e-6 of a value."""
+    """The same prompts and completions, so what differs is rounding."""
     ours, theirs = two[name].read_metrics(), one[name].read_metrics()
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(STEPS + 1))
     for row, other in zip(untimed(ours), untimed(theirs), strict=True):
         assert row.keys() == other.keys()
         for key, value in row.items():
-            assert value == pytest.approx(other[key], rel=1e-4, abs=1e-6), (row["step"], key)
-    assert ours[1]["grad_norm"] > 0.01 and ours[1]["loss"] != ours[2]["loss"]
+            assert value == pytest.approx(other[key], rel=3e-4, abs=1e-6), (row["step"], key)
 
-    before, after = (load_file(folder.model / "model.safetensors") for folder in (two[name], one[name]))
-    assert before.keys() == after.keys()
-    for key, weight in before.items():
-        torch.testing.assert_close(weight, after[key], rtol=0, atol=2e-6, msg=key)
+    assert_same_weights(two[name], one[name])
+
+
+def test_the_step_does_not_depend_on_the_micro_batches_of_a_process(one, two):
+    assert_same_weights(two["parts"], one["grpo"])
+
+
+def assert_same_weights(ours, theirs):
+    expected = load_file(theirs.model / "model.safetensors")
+    weights = load_file(ours.model / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, expected[key], rtol=0, atol=1e-6, msg=key)
 
 
 def test_the_policy_moves(two, checkpoint):
@@ -143,6 +160,11 @@ def test_the_policy_moves(two, checkpoint):
     for name in ("grpo", "sft"):
         moved = load_file(two[name].model / "model.safetensors")
         assert max((moved[key] - start[key]).abs().max() for key in start) > 1e-4
+
+
+def test_a_time_is_the_mean_over_the_processes(two):
+    for row in two["grpo"].read_metrics()[1:]:
+        assert row["time/rollout"] > SECONDS_LATE / 2  # in rank 0 alone it is a fraction of this
 
 
 def rollouts_of(folder, step):
@@ -165,6 +187,10 @@ def test_a_completion_is_judged_within_its_group_wherever_it_was_sampled(two, na
             for row, reward in zip(group, rewards, strict=True):
                 expected = (reward - fmean(rewards)) / (stdev(rewards) + 1e-4)
                 assert row["advantage"] == pytest.approx(expected, abs=1e-4)
+        if name == "straddling":
+            _, shared, _ = (rows[start : start + GROUP] for start in range(0, len(rows), GROUP))
+            parts = [[row["completion"] for row in part] for part in (shared[: GROUP // 2], shared[GROUP // 2 :])]
+            assert parts[0] != parts[1]  # each process draws its own
         [curves] = [row for row in two[name].read_metrics() if row["step"] == step]
         assert curves["completions/mean_length"] == pytest.approx(fmean(row["num_tokens"] for row in rows))
         hits = sum(len(row["keyword_hits"]) for row in rows)
@@ -204,7 +230,7 @@ def run(path, *arguments):
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path}:{ROOT}"},
+        env={**os.environ, **ON_CPU, "PYTHONPATH": f"{path}:{ROOT}"},
         capture_output=True,
         text=True,
         check=False,
@@ -223,19 +249,20 @@ def test_a_killed_run_is_resumed_and_a_sweep_goes_on_after_a_job_that_cannot_run
         "scale.max_steps=4",
         "scale.micro_batch_size=4",
     ]
-    killed = run(tmp_path, *overrides)
+    killed = run(tmp_path, *overrides, "name=run1")
     assert killed.returncode == 1
     assert killed.stderr.endswith(
         "error: process 1 of 2 was killed by SIGKILL and the others were stopped; the same command resumes the run\n"
     )
-    folder = RunFolder(tmp_path / "runs" / "base-grpo" / "seed0")
+    folder = RunFolder(tmp_path / "runs" / "run1" / "seed0")
     assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-2" and not folder.is_finished
 
-    swept = run(tmp_path, "-m", *overrides, "distributed.num_processes=0,2")
+    # The number of a job in its sweep is known to the processes of the job.
+    swept = run(tmp_path, "-m", *overrides, "name=run${hydra:job.num}", "distributed.num_processes=0,2")
     assert swept.returncode == 1  # the first job's
     errors = [line for line in swept.stderr.splitlines() if line.startswith("error")]
     assert errors == ["error: distributed.num_processes=0: expected at least 1"]
-    assert swept.stdout.count("base-grpo: seed 0, 4 steps") == swept.stdout.count("figure: ") == 1
+    assert swept.stdout.count("run1: seed 0, 4 steps") == swept.stdout.count("figure: ") == 1
     assert len(read_json(folder.provenance)["resumes"]) == 1
     assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2, 3, 4]
     assert read_json(folder.summary)["num_items"] == 4
@@ -246,17 +273,22 @@ import os
 from visual_r1 import distributed
 
 def step():
-    if distributed.rank() == 1 or os.environ["WRONG"] == "everywhere":
+    if os.environ["WRONG"] == "everywhere" or os.environ["WRONG"] == "in one" and distributed.rank() == 1:
         raise ValueError("the file is broken")
 
 distributed.keep_quiet()
 print("hello")
 distributed.join(deepspeed=False)
 try:
-    distributed.check_same({"name": "a" if os.environ["WRONG"] != "name" else str(distributed.rank())})
     distributed.together(step)
+    if os.environ["WRONG"] == "in the program":
+        raise RuntimeError("boom")
 except ValueError as error:
     distributed.say_error(str(error))
+except RuntimeError:
+    if not distributed.fails_first():
+        os._exit(1)
+    raise
 print("not reached")
 """
 
@@ -266,7 +298,6 @@ print("not reached")
     [
         ("everywhere", "error: the file is broken"),
         ("in one", "error: process 1: the file is broken"),
-        ("name", "error: the processes have composed different values of name: spell out what depends on the"),
     ],
 )
 def test_what_is_wrong_in_some_process_is_said_once_and_stops_all(tmp_path, wrong, said):
@@ -275,6 +306,12 @@ def test_what_is_wrong_in_some_process_is_said_once_and_stops_all(tmp_path, wron
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith(said)
     assert done.stdout == "hello\n" and done.returncode != 0
+
+
+def test_of_several_tracebacks_the_first_is_shown(tmp_path):
+    (tmp_path / "agreeing.py").write_text(AGREEING)
+    done = with_torchrun(tmp_path, "agreeing.py", WRONG="in the program")
+    assert done.stderr.count("RuntimeError: boom") == 1 and done.returncode != 0
 
 
 # What follows starts nothing.
@@ -298,6 +335,14 @@ def test_torchrun_and_the_config_must_agree(joined):
         distributed.check(processes=3, deepspeed=None)
 
 
+def test_processes_that_composed_different_configs_are_refused(monkeypatch):
+    theirs = {"name": "a", "seed": 0}
+    monkeypatch.setattr(distributed, "gathered", lambda ours: [theirs, ours])
+    distributed.check_same(theirs)
+    with pytest.raises(DistributedError, match="different values of name: "):
+        distributed.check_same({"name": "b", "seed": 0})
+
+
 def test_a_process_on_its_own_is_the_main_one(joined):
     assert distributed.is_main() and distributed.num_processes() == 1
     assert distributed.together(lambda: 3) == 3 and distributed.gathered("x") == ["x"]
@@ -314,7 +359,8 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
         (0, None, "distributed.num_processes=0: expected at least 1"),
         (4, None, "distributed.num_processes=4: this machine has 2 GPUs; set distributed.num_processes=2"),
         (2, {"zero_optimization": {"stage": 3}}, "distributed.deepspeed.zero_optimization.stage=3: expected at most 2"),
-        (2, {**ZERO2, "gradient_clipping": 0.5}, "distributed.deepspeed.gradient_clipping=0.5: set by the method"),
+        (2, {**ZERO2, "gradient_clipping": 0.5}, "distributed.deepspeed.gradient_clipping=0.5: method.trl"),
+        (2, {**ZERO2, "bf16": {"enabled": True}}, "distributed.deepspeed.bf16.enabled=True: scale.bf16 decides this"),
     ],
 )
 def test_what_cannot_start_is_refused_by_name(monkeypatch, processes, deepspeed, message):
@@ -357,8 +403,16 @@ ODD = {**TRL, "num_generations": 3}
 
 def test_a_step_is_shared_out_among_the_processes(joined):
     joined(4)
-    paper = Grpo(prompts_per_step=8, micro_batch_size=8, trl=TRL)
+    paper = build(compose_config(["scale=paper"]).method)
     assert paper._batch_arguments() == {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize("method", sorted(file.stem for file in (CONF / "method").glob("*.yaml")))
+def test_every_recipe_can_be_shared_out_at_the_papers_scale(joined, method):
+    cfg = compose_config(["scale=paper", f"method={method}"])
+    joined(cfg.distributed.num_processes)
+    assert cfg.distributed.num_processes == 4
+    build(cfg.method)
 
 
 @pytest.mark.parametrize(

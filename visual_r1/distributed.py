@@ -29,12 +29,13 @@ USER_ERROR = 2
 _TIMEOUT = timedelta(hours=1)
 """How long a process waits for the others: at most for the slowest one's rollouts and rewards."""
 _PATIENCE_SECONDS = 20.0
-_DECIDED_BY_METHOD = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-)
+_DECIDED_ELSEWHERE = {
+    "train_batch_size": "the method",
+    "train_micro_batch_size_per_gpu": "the method",
+    "gradient_accumulation_steps": "the method",
+    "gradient_clipping": "method.trl.max_grad_norm",
+    "bf16.enabled": "scale.bf16",
+}
 
 
 class DistributedError(ValueError):
@@ -105,11 +106,11 @@ def _check_deepspeed(deepspeed: Mapping[str, Any]) -> None:
             f"distributed.deepspeed.zero_optimization.stage={stage}: expected at most 2, which leaves each process "
             "the whole weights that it samples with"
         )
-    for name in _DECIDED_BY_METHOD:
-        if deepspeed.get(name, "auto") != "auto":
-            raise DistributedError(
-                f"distributed.deepspeed.{name}={deepspeed[name]}: set by the method; leave it at auto"
-            )
+    for name, by in _DECIDED_ELSEWHERE.items():
+        group, _, key = name.rpartition(".")
+        value = (deepspeed.get(group, {}) if group else deepspeed).get(key, "auto")
+        if value != "auto":
+            raise DistributedError(f"distributed.deepspeed.{name}={value}: {by} decides this; leave it at auto")
 
 
 def launch(command: Sequence[str], *, processes: int) -> None:
@@ -232,6 +233,8 @@ def join(*, deepspeed: bool) -> None:
 
     _end_with_parent()
     local_rank, on_gpu = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
+    if sys.platform == "linux" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone: its own name need not resolve
     if on_gpu:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     else:
