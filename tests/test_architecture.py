@@ -30,7 +30,7 @@ LAYERS = (
     {"models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
     {"config"},
-    {"experiment", "smoke", "cli"},
+    {"experiment", "smoke", "cli", "gpu_check", "gpu_stages"},
 )
 
 # The one place that may know each library, so that replacing it is one change.

@@ -52,7 +52,8 @@ def build_checkpoint(
         VocabularyError: the tokenizer's vocabulary is not installed.
     """
     description = read_architecture(name)
-    _set_depth(description["files"]["config.json"], text_layers=text_layers, vision_depth=vision_depth)
+    files = description["files"]
+    files["config.json"] = with_depth(files["config.json"], text_layers=text_layers, vision_depth=vision_depth)
     return write_checkpoint(description, folder, dtype=dtype, device=device, seed=seed)
 
 
@@ -96,7 +97,8 @@ def read_architecture(name: str) -> dict[str, Any]:
 def build_model(config: Mapping[str, Any], *, dtype: str, device: str, seed: int) -> PreTrainedModel:
     """A model with transformers' own random weights, from a ``config.json``; the device ``meta`` allocates nothing."""
     parsed = AutoConfig.for_model(**copy.deepcopy(dict(config)))
-    with torch.random.fork_rng(), torch.device(device):
+    drawn_on = [] if device in ("cpu", "meta") else [torch.device(device)]
+    with torch.random.fork_rng(devices=drawn_on), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(parsed, dtype=getattr(torch, dtype))
 
@@ -114,7 +116,13 @@ def read_chat_template(name: str) -> str:
     return (Path(spec.origin).parent / path).read_text(encoding="utf-8")
 
 
-def _set_depth(config: dict[str, Any], *, text_layers: int | None, vision_depth: int | None) -> None:
+def with_depth(config: Mapping[str, Any], *, text_layers: int | None, vision_depth: int | None) -> dict[str, Any]:
+    """The content of a ``config.json`` with fewer layers; None keeps all.
+
+    Raises:
+        ValueError: a depth that is not between 1 and the architecture's own.
+    """
+    config = copy.deepcopy(dict(config))
     text, vision = _text_part(config), config["vision_config"]
     for name, value, part, key in (
         ("text_layers", text_layers, text, "num_hidden_layers"),
@@ -134,6 +142,7 @@ def _set_depth(config: dict[str, Any], *, text_layers: int | None, vision_depth:
         # Each of these blocks adds to the output of one of the first text layers; after the last no token would see it.
         indexes = [index for index in vision["deepstack_visual_indexes"] if index < depth] or [depth - 1]
         vision["deepstack_visual_indexes"] = indexes[: max(1, text["num_hidden_layers"] - 1)]
+    return config
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:

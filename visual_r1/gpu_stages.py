@@ -1,0 +1,355 @@
+"""What `gpu_check` does, one stage after another: from random weights to a step of training, a saved model and vLLM."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from visual_r1.architectures import checkpoints
+from visual_r1.config import build, compose_config
+from visual_r1.examples import Example, Rollout
+from visual_r1.files import read_json
+from visual_r1.methods.training import TrainingContext
+from visual_r1.models import ModelSource, Policy, load_policy, save_policy
+from visual_r1.probe import Probe
+from visual_r1.rewards.weighted import WeightedReward
+from visual_r1.rollout.engine import Completion, Sampling
+from visual_r1.rollout.transformers import TransformersEngine, encode_prompts
+from visual_r1.run_folder import RunFolder
+from visual_r1.tracking import JsonlTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is checked, and where its files go."""
+
+    architecture: str
+    text_layers: int | None
+    vision_depth: int | None
+    overrides: tuple[str, ...]
+    workspace: Path
+    """A folder for checkpoints, which are deleted; at full size they take 40 GB."""
+
+
+class Questions(Sequence[Example]):
+    """Questions about images larger than any limit; every second one has two images."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        gradient = Image.linear_gradient("L").point(lambda level: (level + 40 * index) % 256)
+        image = gradient.resize((1792, 896)).convert("RGB")
+        return Example(
+            id=f"gpu_check/{index}",
+            images=(image,) if index % 2 == 0 else (image, image.transpose(Image.Transpose.ROTATE_180)),
+            question="Which object is nearer to the camera? Select from the following choices.\n(A) cup\n(B) plate",
+            choices=("cup", "plate"),
+            solution="A",
+            category="Depth",
+        )
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """A reward that differs within a group, whatever random weights write: a step without advantage moves nothing."""
+
+    def __call__(self, rollout: Rollout) -> float:
+        return zlib.crc32(rollout.completion.encode()) / 2**32
+
+
+class Check:
+    """The stages, in order; each returns its numbers, or raises."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._checkpoint = options.workspace / "checkpoint"
+        self._saved = options.workspace / "model"
+        self._trained: Policy | None = None
+        self._written: tuple[dict[str, torch.Tensor], Completion] | None = None
+
+    @property
+    def stages(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Every stage by name."""
+        return {
+            "build": self.build,
+            "tokenize": self.tokenize,
+            "rollout": self.rollout,
+            "grpo_step": self.grpo_step,
+            "save": self.save,
+            "load_again": self.load_again,
+            "vllm": self.vllm,
+            "lora_step": self.lora_step,
+        }
+
+    def recipe(self, *overrides: str) -> Any:
+        """The composed config of ``scale=gpu`` for our checkpoint and one step."""
+        style = "instruct" if self._options.architecture.endswith("instruct") else "base"
+        ours = [f"model={style}", f"model.path={self._checkpoint}", "method=grpo", "scale=gpu", "scale.max_steps=1"]
+        return compose_config([*ours, *self._options.overrides, *overrides])
+
+    def build(self) -> dict[str, Any]:
+        """Draws the weights and writes the checkpoint."""
+        options = self._options
+        checkpoints.build_checkpoint(
+            options.architecture,
+            self._checkpoint,
+            text_layers=options.text_layers,
+            vision_depth=options.vision_depth,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        return {"checkpoint_bytes": _bytes_in(self._checkpoint)}
+
+    def tokenize(self) -> dict[str, Any]:
+        """Prompts whose images stand at the limit of pixels have the tokens that the grid says."""
+        cfg = self.recipe()
+        policy = self._load(cfg, dtype="bfloat16")
+        examples = [policy.fitted(one) for one in Questions(cfg.scale.prompts_per_step)]
+        started = time.perf_counter()
+        inputs = encode_prompts(policy, [policy.style.messages(one) for one in examples])
+        seconds = time.perf_counter() - started
+        counted = (inputs["input_ids"] == policy.model.config.image_token_id).sum(dim=1).tolist()
+        expected = [sum(policy.limits.num_tokens(*image.size) for image in one.images) for one in examples]
+        _expect(counted == expected, f"image tokens {counted}, expected {expected}")
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        predicted = [policy.prompt_length(one) for one in examples]
+        _expect(lengths == predicted, f"prompt lengths {lengths}, expected {predicted}")
+        return {
+            "image_size": list(examples[0].images[0].size),
+            "image_tokens": counted,
+            "prompt_tokens": lengths,
+            "prompts_per_second": len(examples) / seconds,
+        }
+
+    def rollout(self) -> dict[str, Any]:
+        """The rollouts of one training step."""
+        cfg = self.recipe()
+        policy, method, engine = self._load(cfg), build(cfg.method), build(cfg.rollout.engine)
+        examples = [policy.fitted(one) for one in Questions(method.prompts_per_step)]
+        started = time.perf_counter()
+        groups = engine.generate(
+            policy,
+            [policy.style.messages(one) for one in examples],
+            num_generations=method.trl["num_generations"],
+            sampling=method.sampling,
+            seed=0,
+        )
+        seconds = time.perf_counter() - started
+        completions = [completion for group in groups for completion in group]
+        drawn = {token for completion in completions for token in completion.token_ids}
+        _expect(not drawn & set(policy.image_token_ids), "a placeholder of an image was sampled")
+        logps = [logp for completion in completions for logp in completion.logps]
+        _expect(all(map(math.isfinite, logps)), "a log-probability is not finite")
+        return {"completions": len(completions), "tokens": len(logps), "tokens_per_second": len(logps) / seconds}
+
+    def grpo_step(self) -> dict[str, Any]:
+        """One step of the paper's recipe, all parameters trained."""
+        self._trained, numbers = self._step()
+        return numbers
+
+    def save(self) -> dict[str, Any]:
+        """Writes the trained policy, or the untrained one where training failed."""
+        policy = self._trained or self._load(self.recipe())
+        self._trained = None
+        self._written = (_samples(policy), _greedy(policy))
+        save_policy(policy, self._saved, num_steps=1)
+        return {"model_bytes": _bytes_in(self._saved)}
+
+    def load_again(self) -> dict[str, Any]:
+        """What was saved is what was in memory."""
+        if self._written is None:
+            raise RuntimeError("nothing was saved")
+        weights, answer = self._written
+        cfg = self.recipe()
+        policy = load_policy(
+            ModelSource(name="saved", path=str(self._saved), max_pixels=cfg.model.max_pixels, dtype=cfg.model.dtype)
+        )
+        changed = [name for name, values in _samples(policy).items() if not torch.equal(values, weights[name])]
+        _expect(not changed, f"weights changed by saving: {changed[:5]}")
+        again = _greedy(policy)
+        _expect(again.prompt_ids == answer.prompt_ids, "the prompt's tokens changed")
+        return {
+            # Not 0: trained, the policy computes under bfloat16's autocast; loaded, in its own type.
+            "first_logp_difference": abs(again.logps[0] - answer.logps[0]),
+            "equal_tokens": _equal(again.token_ids, answer.token_ids),
+        }
+
+    def vllm(self) -> dict[str, Any]:
+        """VLLM loads the same folder and sees the same prompt."""
+        if importlib.util.find_spec("vllm") is None:
+            return {"skipped": "vllm is not installed; pip install '.[vllm]'"}
+        _expect(self._saved.is_dir(), "nothing was saved")
+        cfg = self.recipe()
+        source = ModelSource(name="saved", path=str(self._saved), max_pixels=cfg.model.max_pixels, dtype="bfloat16")
+        policy = load_policy(source)
+        ours = _greedy(policy)
+        question = policy.fitted(Questions(1)[0])
+        image = self._options.workspace / "image.png"
+        question.images[0].save(image)
+        prompt = policy.processor.apply_chat_template(
+            policy.style.messages(question), add_generation_prompt=True, tokenize=False
+        )
+        banned = list(policy.image_token_ids)
+        del policy
+        free_memory()  # vLLM takes its memory at the start
+        out = self._options.workspace / "vllm.json"
+        argument = {"folder": str(self._saved), "image": str(image), "out": str(out), "prompt": prompt}
+        argument |= {"banned": banned, "tokens": len(ours.token_ids)}
+        environment = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        }
+        result = subprocess.run(
+            [sys.executable, "-c", _VLLM, json.dumps(argument)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        _expect(result.returncode == 0, f"vLLM failed: {result.stderr.strip()[-2000:]}")
+        answer = read_json(out)
+        _expect(answer["prompt_ids"] == list(ours.prompt_ids), "vLLM counts other prompt tokens than we do")
+        return {"equal_tokens": _equal(answer["token_ids"], ours.token_ids), "tokens": len(ours.token_ids)}
+
+    def lora_step(self) -> dict[str, Any]:
+        """One step of the recipe for 24 GB: adapters on bfloat16 weights."""
+        _, numbers = self._step("adapter=lora", "model.dtype=bfloat16", "scale.micro_batch_size=2")
+        return numbers
+
+    def _load(self, cfg: Any, *, dtype: str | None = None) -> Policy:
+        adapter = None if cfg.adapter.lora is None else build(cfg.adapter.lora)
+        source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
+        return load_policy(source if dtype is None else replace(source, dtype=dtype), adapter=adapter)
+
+    def _step(self, *overrides: str) -> tuple[Policy, dict[str, Any]]:
+        cfg = self.recipe(*overrides)
+        policy, method = self._load(cfg), build(cfg.method)
+        method.check()
+        rewards = (WeightedReward(name="checksum", weight=1.0, function=Checksum()),)
+        engine = build(cfg.rollout.engine)
+        folder = RunFolder(self._options.workspace / "run")
+        folder.path.mkdir()
+        context = TrainingContext(
+            examples=Questions(method.prompts_per_step),
+            rewards=rewards,
+            metrics=(),
+            engine=engine,
+            probe=Probe(
+                examples=Questions(1),
+                engine=engine,
+                sampling=Sampling(max_completion_length=1),
+                metrics=(),
+                rewards=rewards,
+                every_steps=1,
+            ),
+            tracker=JsonlTracker(folder),
+            folder=folder,
+            seed=0,
+            save_every_steps=1,
+            show_every_steps=1,
+            rollouts_every_steps=1,
+            keyword_hits=lambda completion: (),
+        )
+        before = _samples(policy)
+        try:
+            trained, _ = method.train(policy, context)
+            curves = next(row for row in folder.read_metrics() if row["step"] == 1)
+            checkpoint_bytes = _bytes_in(folder.checkpoints)
+        finally:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        after = _samples(trained)
+        trainable = {name for name, weight in trained.model.named_parameters() if weight.requires_grad}
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        _expect(bool(moved), "no parameter moved")
+        _expect(moved <= trainable, f"frozen, and yet moved: {sorted(moved - trainable)[:5]}")
+        kept = {"loss", "grad_norm", "reward", "kl", "completions/mean_length"}
+        numbers = {key: curves[key] for key in curves if key in kept or key.startswith(("time/", "parity/"))}
+        _expect(all(map(math.isfinite, numbers.values())), f"a number is not finite: {numbers}")
+        return trained, {
+            "trainable_tensors": len(trainable),
+            "moved_tensors": len(moved),
+            "training_checkpoint_bytes": checkpoint_bytes,
+            **numbers,
+        }
+
+
+_VLLM = """
+import json, sys
+from PIL import Image
+from vllm import LLM, SamplingParams
+argument = json.loads(sys.argv[1])
+llm = LLM(
+    argument["folder"], dtype="bfloat16", enforce_eager=True, max_model_len=2048, max_num_seqs=2, seed=0,
+    limit_mm_per_prompt={"image": 1, "video": 0}, kv_cache_memory_bytes=2**28, disable_log_stats=True,
+)
+sampling = SamplingParams(
+    temperature=0, max_tokens=argument["tokens"], ignore_eos=True,
+    logit_bias={token: -100.0 for token in argument["banned"]},
+)
+prompt = {"prompt": argument["prompt"], "multi_modal_data": {"image": Image.open(argument["image"])}}
+[output] = llm.generate([prompt], sampling, use_tqdm=False)
+answer = {"prompt_ids": output.prompt_token_ids, "token_ids": list(output.outputs[0].token_ids)}
+open(argument["out"], "w").write(json.dumps(answer))
+"""
+
+
+def _greedy(policy: Policy) -> Completion:
+    """Eight most likely tokens after a question about one image."""
+    question = policy.fitted(Questions(1)[0])
+    [[completion]] = TransformersEngine(batch_size=1).generate(
+        policy,
+        [policy.style.messages(question)],
+        num_generations=1,
+        sampling=Sampling(max_completion_length=8, temperature=0.0),
+        seed=0,
+    )
+    return completion
+
+
+def _samples(policy: Policy) -> dict[str, torch.Tensor]:
+    """Some values of each parameter, which tell whether it moved without a second copy of the model."""
+    with torch.no_grad():
+        return {name: weight.flatten()[:4096].cpu().clone() for name, weight in policy.model.named_parameters()}
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _equal(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two completions share before they part."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def free_memory() -> None:
+    """Gives back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
