@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -68,21 +70,30 @@ class Scripted:
 
     batch_size: int = 4
     seeds: list[int] = field(default_factory=list)
+    tokenizer: Any = None
 
-    def generate(self, policy, conversations, *, num_generations, sampling, seed):
+    def check(self, source):
+        pass
+
+    @contextmanager
+    def serving(self, policy):
+        self.tokenizer = policy.tokenizer
+        yield self
+
+    def generate(self, conversations, *, num_generations, sampling, seed):
         self.seeds.append(seed)
         assert sampling == SAMPLING and num_generations == 1 and len(conversations) <= self.batch_size
-        return [[self.complete(policy, conversation)] for conversation in conversations]
+        return [[self.complete(conversation)] for conversation in conversations]
 
-    def complete(self, policy, conversation):
+    def complete(self, conversation):
         image, text = conversation[0]["content"]
         assert image["image"].size == SIZE
         number = next(n for n in range(len(SAID)) if f"Question {n}?" in text["text"])
         is_blank = image["image"].getpixel((0, 0)) != RED
         said = SAID_AGAIN[number] if AGAIN in text["text"] else SAID[number][is_blank]
-        ids = policy.tokenizer(said)["input_ids"]
+        ids = self.tokenizer(said)["input_ids"]
         is_truncated = EXAMPLES[number].id == TRUNCATED and not is_blank
-        ids = ids if is_truncated else [*ids, policy.tokenizer.eos_token_id]
+        ids = ids if is_truncated else [*ids, self.tokenizer.eos_token_id]
         return Completion(prompt_ids=(), token_ids=tuple(ids), logps=(0.0,) * len(ids), is_truncated=is_truncated)
 
 

@@ -172,13 +172,11 @@ def seen_by(policy, action) -> list[dict[str, torch.Tensor]]:
 
 def test_rollout_sees_the_prompt(policy):
     def roll_out():
-        groups = TransformersEngine(batch_size=8).generate(
-            policy,
-            [policy.style.messages(one) for one in EXAMPLES],
-            num_generations=2,
-            sampling=Sampling(max_completion_length=2),
-            seed=0,
-        )
+        conversations = [policy.style.messages(one) for one in EXAMPLES]
+        with TransformersEngine(batch_size=8).serving(policy) as sampler:
+            groups = sampler.generate(
+                conversations, num_generations=2, sampling=Sampling(max_completion_length=2), seed=0
+            )
         for one, group in zip(EXAMPLES, groups, strict=True):
             assert [list(completion.prompt_ids) for completion in group] == [reference(policy, one)[0]] * 2
 

@@ -117,6 +117,8 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
     check_scoring(datasets["benchmark.examples"], scorers=scorers, option_swap=cfg.benchmark.option_swap)
     method = build(cfg.method)
     method.check()
+    engine = build(cfg.rollout.engine)
+    engine.check(source)
     return Experiment(
         config=config,
         command=command,
@@ -129,7 +131,7 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
         rewards=rewards,
         metrics=tuple(build(node) for node in cfg.metrics.values()),
         reflection=reflection,
-        engine=build(cfg.rollout.engine),
+        engine=engine,
         probe_sampling=probe_sampling,
         benchmark_sampling=benchmark_sampling,
         train=datasets["dataset.train"],

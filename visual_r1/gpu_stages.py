@@ -147,13 +147,13 @@ class Check:
         policy, method, engine = self._load(cfg), build(cfg.method), build(cfg.rollout.engine)
         examples = [policy.fitted(one) for one in Questions(method.prompts_per_step)]
         started = time.perf_counter()
-        groups = engine.generate(
-            policy,
-            [policy.style.messages(one) for one in examples],
-            num_generations=method.trl["num_generations"],
-            sampling=method.sampling,
-            seed=0,
-        )
+        with engine.serving(policy) as sampler:
+            groups = sampler.generate(
+                [policy.style.messages(one) for one in examples],
+                num_generations=method.trl["num_generations"],
+                sampling=method.sampling,
+                seed=0,
+            )
         seconds = time.perf_counter() - started
         completions = [completion for group in groups for completion in group]
         drawn = {token for completion in completions for token in completion.token_ids}
@@ -317,13 +317,13 @@ open(argument["out"], "w").write(json.dumps(answer))
 def _greedy(policy: Policy) -> Completion:
     """Eight most likely tokens after a question about one image."""
     question = policy.fitted(Questions(1)[0])
-    [[completion]] = TransformersEngine(batch_size=1).generate(
-        policy,
-        [policy.style.messages(question)],
-        num_generations=1,
-        sampling=Sampling(max_completion_length=8, temperature=0.0),
-        seed=0,
-    )
+    with TransformersEngine(batch_size=1).serving(policy) as sampler:
+        [[completion]] = sampler.generate(
+            [policy.style.messages(question)],
+            num_generations=1,
+            sampling=Sampling(max_completion_length=8, temperature=0.0),
+            seed=0,
+        )
     return completion
 
 

@@ -25,9 +25,10 @@ def conversations(policy, examples):
 
 
 def generate(policy, examples, sampling=GREEDY, *, num_generations=1, seed=0):
-    return TransformersEngine(batch_size=8).generate(
-        policy, conversations(policy, examples), num_generations=num_generations, sampling=sampling, seed=seed
-    )
+    with TransformersEngine(batch_size=8).serving(policy) as sampler:
+        return sampler.generate(
+            conversations(policy, examples), num_generations=num_generations, sampling=sampling, seed=seed
+        )
 
 
 def test_a_checkpoint_may_penalise_repetition_and_the_engine_does_not(narrow_policy):

@@ -46,9 +46,8 @@ def last_logits(model, processor, prompt, image):
 
 
 def greedy(policy, question):
-    [[completion]] = TransformersEngine(batch_size=1).generate(
-        policy, [policy.style.messages(question)], num_generations=1, sampling=GREEDY, seed=0
-    )
+    with TransformersEngine(batch_size=1).serving(policy) as sampler:
+        [[completion]] = sampler.generate([policy.style.messages(question)], num_generations=1, sampling=GREEDY, seed=0)
     return completion
 
 

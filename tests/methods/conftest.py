@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion
-from visual_r1.rollout.transformers import TransformersEngine
+from visual_r1.rollout.transformers import TransformersEngine, TransformersSampler
 
 
 @dataclass
@@ -23,8 +26,22 @@ class ListeningEngine:
     def batch_size(self) -> int:
         return self.engine.batch_size
 
+    def check(self, source: ModelSource) -> None:
+        self.engine.check(source)
+
+    @contextmanager
+    def serving(self, policy: Policy) -> Generator[ListeningSampler]:
+        with self.engine.serving(policy) as sampler:
+            yield ListeningSampler(sampler, self.groups)
+
+
+@dataclass(frozen=True)
+class ListeningSampler:
+    sampler: TransformersSampler
+    groups: list[list[list[Completion]]]
+
     def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
-        groups = self.engine.generate(*args, **kwargs)
+        groups = self.sampler.generate(*args, **kwargs)
         if kwargs["num_generations"] > 1:
             self.groups.append(groups)
         return groups

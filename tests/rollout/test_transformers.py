@@ -33,9 +33,8 @@ def example_with(*sizes):
 
 def generate(policy, examples, sampling=GREEDY, *, num_generations=1, batch_size=64, seed=0):
     conversations = [policy.style.messages(example) for example in examples]
-    return TransformersEngine(batch_size=batch_size).generate(
-        policy, conversations, num_generations=num_generations, sampling=sampling, seed=seed
-    )
+    with TransformersEngine(batch_size=batch_size).serving(policy) as sampler:
+        return sampler.generate(conversations, num_generations=num_generations, sampling=sampling, seed=seed)
 
 
 def tokens(groups):

@@ -258,19 +258,15 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         unique = {example.id: example for example in examples}.values()
         check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
         size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
-        completions = [
-            completion
-            for group in self._context.engine.generate(
-                self.current_policy(),
+        with self._context.engine.serving(self.current_policy()) as sampler:
+            completions = sampler.generate(
                 [self._policy.style.messages(example) for example in examples[::size]],
                 num_generations=size,
                 sampling=self._sampling,
                 seed=self._generation_seed(),
             )
-            for completion in group
-        ]
         self._rollout_seconds += time.perf_counter() - started
-        return completions
+        return [completion for group in completions for completion in group]
 
     def _generation_seed(self) -> int:
         """A seed that depends on the run and the step alone, so that a resumed run draws what it would have drawn."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from visual_r1.examples import Example, Rollout
 
 if TYPE_CHECKING:
-    from visual_r1.models import Policy
+    from visual_r1.models import ModelSource, Policy
 
 Conversation = list[dict[str, Any]]
 """One prompt as messages, images inside, as `PromptStyle.messages` makes it."""
@@ -57,17 +58,11 @@ class Completion:
     """The length limit came before an end token."""
 
 
-class RolloutEngine(Protocol):
-    """Samples completions from a policy."""
-
-    @property
-    def batch_size(self) -> int:
-        """Completions that are sampled at once."""
-        ...
+class Sampler(Protocol):
+    """An engine that holds a policy's weights."""
 
     def generate(
         self,
-        policy: Policy,
         conversations: Sequence[Conversation],
         *,
         num_generations: int,
@@ -78,6 +73,31 @@ class RolloutEngine(Protocol):
 
         The same weights, conversations, sampling and seed give the same completions; no global random state is read or
         changed, so that a probe in the middle of training does not alter the training.
+        """
+        ...
+
+
+class RolloutEngine(Protocol):
+    """Samples completions from policies."""
+
+    @property
+    def batch_size(self) -> int:
+        """Completions that are sampled at once."""
+        ...
+
+    def check(self, source: ModelSource) -> None:
+        """Refuses, before a weight is loaded, what would fail at the first rollout.
+
+        Raises:
+            ValueError: something that the engine needs is missing, or does not fit this model.
+        """
+        ...
+
+    def serving(self, policy: Policy) -> AbstractContextManager[Sampler]:
+        """Gives the engine the policy's weights as they are now; they must not change while the block runs.
+
+        Of several processes all enter the block together and leave it together: where the weights are split among
+        them, they are brought together here. Within it, each may generate as often as it likes.
         """
         ...
 
@@ -128,19 +148,20 @@ def sample(
         ValueError: an image or a prompt does not fit the model, with the example's id.
     """
     prompts_per_batch = max(1, engine.batch_size // num_generations)
-    for start in range(0, len(examples), prompts_per_batch):
-        stop = min(start + prompts_per_batch, len(examples))
-        batch = [policy.fitted(examples[index]) for index in range(start, stop)]
-        check_context(policy, batch, max_completion_length=sampling.max_completion_length)
-        conversations = [policy.style.messages(example) for example in batch]
-        groups = engine.generate(
-            policy, conversations, num_generations=num_generations, sampling=sampling, seed=seed + start
-        )
-        for example, completions in zip(batch, groups, strict=True):
-            yield [
-                to_rollout(policy, example, completion.token_ids, is_truncated=completion.is_truncated)
-                for completion in completions
-            ]
+    with engine.serving(policy) as sampler:
+        for start in range(0, len(examples), prompts_per_batch):
+            stop = min(start + prompts_per_batch, len(examples))
+            batch = [policy.fitted(examples[index]) for index in range(start, stop)]
+            check_context(policy, batch, max_completion_length=sampling.max_completion_length)
+            conversations = [policy.style.messages(example) for example in batch]
+            groups = sampler.generate(
+                conversations, num_generations=num_generations, sampling=sampling, seed=seed + start
+            )
+            for example, completions in zip(batch, groups, strict=True):
+                yield [
+                    to_rollout(policy, example, completion.token_ids, is_truncated=completion.is_truncated)
+                    for completion in completions
+                ]
 
 
 def _tokens_before(tag: str, pieces: Sequence[str]) -> int | None:

@@ -6,13 +6,14 @@ ended leaves the batch. Shapes: B prompts, G completions each, P prompt tokens a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from visual_r1.models import Policy, device_of
+from visual_r1.models import ModelSource, Policy, device_of
 from visual_r1.rollout.engine import Completion, Conversation, Sampling
 
 
@@ -31,31 +32,41 @@ class TransformersEngine:
         if self.batch_size < 1:
             raise ValueError(f"rollout.batch_size={self.batch_size}: expected at least 1")
 
-    def generate(
-        self,
-        policy: Policy,
-        conversations: Sequence[Conversation],
-        *,
-        num_generations: int,
-        sampling: Sampling,
-        seed: int,
-    ) -> list[list[Completion]]:
-        """See `RolloutEngine.generate`."""
-        generator = torch.Generator(device_of(policy.model)).manual_seed(seed)
-        prompts_per_batch = max(1, self.batch_size // num_generations)
+    def check(self, source: ModelSource) -> None:
+        """Whatever transformers can load it can sample from."""
+
+    @contextmanager
+    def serving(self, policy: Policy) -> Generator[TransformersSampler]:
+        """See `RolloutEngine.serving`; the policy's own weights are used where they lie."""
         # Dropout would sample from another policy than the one whose log-probabilities are compared.
         was_training = policy.model.training
         policy.model.eval()
         try:
-            return [
-                group
-                for start in range(0, len(conversations), prompts_per_batch)
-                for group in _complete(
-                    policy, conversations[start : start + prompts_per_batch], num_generations, sampling, generator
-                )
-            ]
+            yield TransformersSampler(policy=policy, batch_size=self.batch_size)
         finally:
             policy.model.train(was_training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersSampler:
+    """A policy that is asked."""
+
+    policy: Policy
+    batch_size: int
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+    ) -> list[list[Completion]]:
+        """See `Sampler.generate`."""
+        generator = torch.Generator(device_of(self.policy.model)).manual_seed(seed)
+        prompts_per_batch = max(1, self.batch_size // num_generations)
+        return [
+            group
+            for start in range(0, len(conversations), prompts_per_batch)
+            for group in _complete(
+                self.policy, conversations[start : start + prompts_per_batch], num_generations, sampling, generator
+            )
+        ]
 
 
 def encode_prompts(policy: Policy, conversations: Sequence[Conversation]) -> Any:
