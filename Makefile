@@ -36,7 +36,7 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 	$(OFFLINE) $(RUN) run.py model=base method=grpo
 
 test: setup ## Pass the tests
-	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines' -n $(WORKERS) --dist loadfile
 
 gpu-check: setup ## On a machine with a GPU: one step of the paper's recipe at true size, with time and memory
 	$(OFFLINE) $(RUN) -m visual_r1.gpu_check $(GPU_CHECK)
