@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from visual_r1.files import read_jsonl, replacing, write_json, write_jsonl, write_parquet
+from visual_r1.files import (
+    WriteError,
+    read_jsonl,
+    remove_partial,
+    replacing,
+    write_json,
+    write_jsonl,
+    write_parquet,
+    writing,
+)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -55,3 +66,48 @@ def test_parquet_comes_back_and_may_be_empty(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "none.parquet").num_rows == 0
     with pytest.raises(ValueError, match="nothing to write"):
         write_parquet(tmp_path / "none.parquet", [])
+
+
+REFUSED = {
+    "full": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
+    "safetensors": (RuntimeError("Error while serializing: I/O error: ... (os error 28)"), "No space left on device"),
+    "torch": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "only a part"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_write_is_one_line_with_the_place_and_what_is_free(tmp_path, name):
+    error, reason = REFUSED[name]
+    with pytest.raises(WriteError) as refused, writing(tmp_path / "deep" / "model"):
+        raise error
+    message = str(refused.value)
+    assert message.startswith(f"cannot write {tmp_path / 'deep' / 'model'}: ") and reason in message
+    assert "B free there): make room" in message and "\n" not in message
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    for error in (FileNotFoundError(errno.ENOENT, "no such file"), RuntimeError("shapes differ"), ValueError("28")):
+        with pytest.raises(type(error)) as raised, writing(tmp_path):
+            raise error
+        assert raised.value is error
+
+
+def test_a_refusal_is_wrapped_once(tmp_path):
+    with (
+        pytest.raises(WriteError, match="cannot write .*inner"),
+        writing(tmp_path / "outer"),
+        writing(tmp_path / "inner"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_a_killed_writer_leaves_is_found_again(tmp_path):
+    if (child := os.fork()) == 0:
+        with replacing(tmp_path / "deep" / "figure.png"):
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    write_json(tmp_path / "deep" / "kept.json", {})
+    assert len(list((tmp_path / "deep").iterdir())) == 2
+    remove_partial(tmp_path)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["kept.json"]

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError
+from visual_r1 import manifest
+from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError, remove_checkpoint
 
 CONFIG = {"name": "grpo", "seed": 0, "method": {"trl": {"beta": 0.04, "betas": (0.9, 0.999)}}, "model": "base"}
 
@@ -155,14 +156,76 @@ def test_a_broken_line_in_the_middle_is_an_error(folder):
         folder.read_metrics()
 
 
-def test_the_latest_checkpoint_is_the_newest_whole_one(folder):
+def save(folder, step, *, is_whole=True):
+    """Leaves a checkpoint, or as much of one as a kill would."""
+    checkpoint = folder.checkpoints / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for name in ("model.safetensors", "trainer_state.json"):
+        (checkpoint / name).write_text(f"{name} of {step}")
+    if is_whole:
+        manifest.seal(checkpoint, manifest.describe(checkpoint, manifest.list_files(checkpoint)))
+    return checkpoint
+
+
+def names(folder):
+    return sorted(path.name for path in folder.checkpoints.iterdir())
+
+
+def test_the_latest_checkpoint_is_the_newest_that_was_written_to_its_end(folder):
     assert folder.latest_checkpoint() is None
     for step, is_whole in ((9, True), (10, True), (20, False)):
-        checkpoint = folder.checkpoints / f"checkpoint-{step}"
-        checkpoint.mkdir(parents=True)
-        if is_whole:
-            (checkpoint / "trainer_state.json").touch()
+        save(folder, step, is_whole=is_whole)
+    (folder.checkpoints / "checkpoint-30-of-mine").mkdir()
     assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-10"
+
+
+def test_what_a_kill_has_torn_is_cleared_away_when_the_run_goes_on(folder, caplog):
+    begin(folder)
+    save(folder, 2)
+    save(folder, 4, is_whole=False)
+    (folder.path / ".partial-summary-abc.json").touch()
+    folder.completions.mkdir()
+    (folder.completions / ".partial-step_00003-abc.parquet").touch()
+    with folder.open(CONFIG, {}):
+        assert names(folder) == ["checkpoint-2"]
+        assert not list(folder.path.rglob(".partial-*"))
+    [line] = caplog.messages
+    assert "checkpoint-4 was not written to its end: going on from checkpoint-2" in line and "\n" not in line
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(folder, caplog):
+    begin(folder)
+    save(folder, 2)
+    (save(folder, 4) / "model.safetensors").write_text("model.safetensors of 5")
+    with folder.open(CONFIG, {}):
+        assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-2"
+        assert names(folder) == ["checkpoint-2", "damaged-4"]
+    [line] = caplog.messages
+    assert "checkpoint-4 is damaged (model.safetensors is not as it was written" in line
+
+
+def test_without_a_whole_checkpoint_the_run_says_that_it_starts_over(folder, caplog):
+    stage = RunFolder(folder.path / "stages" / "sft")
+    begin(folder)
+    save(stage, 2, is_whole=False)
+    with folder.open(CONFIG, {}):
+        assert stage.latest_checkpoint() is None
+    assert "no whole checkpoint is left, so training starts over" in caplog.messages[0]
+
+
+def test_a_run_without_damage_says_nothing(folder, caplog):
+    begin(folder)
+    save(folder, 2)
+    with folder.open(CONFIG, {}):
+        assert names(folder) == ["checkpoint-2"]
+    assert not caplog.messages
+
+
+def test_a_checkpoint_whose_removal_is_cut_short_counts_no_more(folder, monkeypatch):
+    save(folder, 2)
+    monkeypatch.setattr("shutil.rmtree", lambda *_arguments, **_keywords: None)
+    remove_checkpoint(folder.checkpoints / "checkpoint-2")
+    assert folder.latest_checkpoint() is None
 
 
 def test_reading_something_that_is_no_run_says_so(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,22 +18,90 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+_REFUSALS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE))
+_PARTIAL = ".partial-"
+
+
+class WriteError(OSError):
+    """The disk does not take what a run has to write: one line with the file, the reason and what is free there."""
+
+
+@contextmanager
+def writing(path: Path, *, fix: str = "make room and type the same command again") -> Generator[None]:
+    """Turns a disk's refusal, whichever library has met it, into a `WriteError` about ``path``.
+
+    Raises:
+        WriteError: the disk is full, over its quota, read-only or broken. What was written so far is left.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise WriteError(f"cannot write {path}: {reason} ({gigabytes(free_bytes(path))} free there): {fix}") from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why the disk refused; None for an error of another kind."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _REFUSALS else None
+    # safetensors gives the number in words, torch says in which line it noticed that bytes were missing.
+    text = str(error)
+    if match := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(match[1])) if int(match[1]) in _REFUSALS else None
+    return "the disk took only a part of it" if "inline_container.cc" in text else None
+
+
+def free_bytes(path: Path) -> int:
+    """What is free for this user on the file system where a path lies or would lie."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def gigabytes(num_bytes: float) -> str:
+    """A number of bytes for a reader, in units of 10^9 or 10^6."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers have left anywhere below a folder: files that `replacing` had not finished."""
+    for path in folder.rglob(f"{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's list of names to the disk: a file may be there and its name be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Gives a temporary path beside ``path``, and renames it to ``path`` when the block ends without an error.
 
     The folder is made. The content reaches the disk before the name does, so a power cut cannot leave an empty file
     either. After an error the temporary file is gone and ``path`` is as it was.
+
+    Raises:
+        WriteError: the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: some writers choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: some writers choose the format by it.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with writing(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read.
         umask = os.umask(0)
         os.umask(umask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -14,8 +15,10 @@ from typing import Any
 
 import yaml
 
-from visual_r1.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from visual_r1 import manifest
+from visual_r1.files import read_json, read_jsonl, remove_partial, write_json, write_jsonl, write_text
 
+_logger = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _COMPLETIONS = re.compile(r"step_(\d+)\.parquet")
 _LOCK = ".lock"
@@ -144,6 +147,8 @@ class RunFolder:
             is_resumed = self.is_begun
             try:
                 self._write_record(config, provenance, is_resumed=is_resumed)
+                if is_resumed:
+                    self._tidy()
                 yield is_resumed
             except BaseException:
                 if not is_resumed and not self._has_anything_to_keep():
@@ -179,16 +184,8 @@ class RunFolder:
                 file.unlink()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; None when there is none.
-
-        transformers writes ``trainer_state.json`` last, so a checkpoint without it was cut short by a kill.
-        """
-        whole = {
-            int(match[1]): folder
-            for folder in self.checkpoints.glob("checkpoint-*")
-            if (match := _CHECKPOINT.fullmatch(folder.name)) and (folder / "trainer_state.json").exists()
-        }
-        return whole[max(whole)] if whole else None
+        """The newest checkpoint that was written to its end; None when there is none."""
+        return next(reversed(whole_checkpoints(self.checkpoints)), None)
 
     def _write_record(self, config: Mapping[str, Any], provenance: Mapping[str, Any], *, is_resumed: bool) -> None:
         if is_resumed and self.provenance.exists():
@@ -199,6 +196,12 @@ class RunFolder:
         if not is_resumed:  # last: from here on the folder is a run
             write_text(self.config, yaml.safe_dump(_as_stored(config), sort_keys=False, allow_unicode=True))
 
+    def _tidy(self) -> None:
+        """Clears away what a killed run has left unfinished, so that only whole checkpoints are found."""
+        remove_partial(self.path)
+        for checkpoints in (self.checkpoints, *self.path.glob("stages/*/checkpoints")):
+            drop_torn_checkpoints(checkpoints)
+
     def _has_anything_to_keep(self) -> bool:
         results = (self.model, self.evaluation, self.evaluation_items, self.summary)
         return bool(self.read_metrics()) or any(self.checkpoints.glob("*")) or any(path.exists() for path in results)
@@ -208,6 +211,48 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.config, self.provenance, self.metrics, self.path / _LOCK):
             file.unlink(missing_ok=True)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that were written to their end, in order of step."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (match := _CHECKPOINT.fullmatch(path.name)) and manifest.is_sealed(path)
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint; cut short, it leaves one that does not count as whole."""
+    (folder / manifest.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_torn_checkpoints(folder: Path) -> None:
+    """Leaves a run to resume from the newest checkpoint that is as it was written, and says what it lost.
+
+    One that was cut short is removed. One that is not what its manifest says is set aside as ``damaged-<step>``.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    dropped = []
+    for path in folder.glob("checkpoint-*"):
+        if _CHECKPOINT.fullmatch(path.name) and not manifest.is_sealed(path):
+            dropped.append(f"{path.name} was not written to its end")
+            remove_checkpoint(path)
+    for path in reversed(whole_checkpoints(folder)):
+        if (damage := manifest.damage(path)) is None:
+            break
+        aside = path.with_name(path.name.replace("checkpoint", "damaged"))
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        dropped.append(f"{path.name} is damaged ({damage}; set aside as {aside.name})")
+    if dropped:
+        whole = whole_checkpoints(folder)
+        what = f"going on from {whole[-1].name}" if whole else "no whole checkpoint is left, so training starts over"
+        _logger.warning("%s: %s: %s", folder, "; ".join(sorted(dropped)), what)
 
 
 @contextmanager
@@ -238,7 +283,7 @@ def _check_writable(path: Path) -> None:
     try:
         if not existing.is_dir():
             raise NotADirectoryError(20, "a parent is not a directory")
-        probe = existing / f".writable-{os.getpid()}"
+        probe = existing / f".partial-writable-{os.getpid()}"  # by a name that `remove_partial` knows
         probe.touch()
         probe.unlink()
     except OSError as error:

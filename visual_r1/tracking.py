@@ -21,7 +21,7 @@ from typing import Any, Literal, NotRequired, Protocol, Self, SupportsFloat, Typ
 
 from PIL.Image import Image
 
-from visual_r1.files import finite, jsonl_line, read_json, write_parquet
+from visual_r1.files import finite, jsonl_line, read_json, write_parquet, writing
 from visual_r1.run_folder import RunFolder
 
 _logger = logging.getLogger(__name__)
@@ -103,29 +103,29 @@ class JsonlTracker(_Context):
         rows = folder.read_metrics()
         folder.truncate_metrics(rows[-1]["step"] if rows else -1)
         self._row: dict[str, Any] = rows[-1] if rows else {}
-        self._file = folder.metrics.open("r+b" if folder.metrics.exists() else "w+b")
-        self._offset = self._file.seek(0, os.SEEK_END) - (len(jsonl_line(self._row).encode()) if rows else 0)
+        folder.metrics.touch()
+        self._offset = folder.metrics.stat().st_size - (len(jsonl_line(self._row).encode()) if rows else 0)
 
     def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         if self._row and step < self._row["step"]:
             raise ValueError(f"step {step} was logged after step {self._row['step']}")
         if not self._row or step > self._row["step"]:
-            self._offset = self._file.seek(0, os.SEEK_END)
+            self._offset = self._folder.metrics.stat().st_size
             self._row = {"step": step}
         self._row |= {key: _number(key, value) for key, value in values.items()}
         ordered = {"step": step, **{key: self._row[key] for key in sorted(self._row) if key != "step"}}
-        self._file.seek(self._offset)
-        self._file.write(jsonl_line(ordered).encode())
-        self._file.truncate()
-        self._file.flush()
+        # Opened anew for each row: after a refused write nothing is left in a buffer, to be refused again at the end.
+        with writing(self._folder.metrics), self._folder.metrics.open("r+b") as file:
+            file.seek(self._offset)
+            file.write(jsonl_line(ordered).encode())
+            file.truncate()
+            os.fsync(file.fileno())  # a checkpoint that outlives a power cut takes for granted that its rows have
 
     def log_rollouts(self, rows: Sequence[RolloutRow], *, step: int, name: str = "train") -> None:
         write_rollouts(self._folder.completions_at(step), rows, name=name)
 
     def finish(self) -> None:
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Has nothing left to write."""
 
 
 class WandbTracker(_Context):

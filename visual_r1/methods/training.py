@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from visual_r1 import distributed
+from visual_r1 import distributed, preemption
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json
+from visual_r1.methods.checkpoints import check_space
 from visual_r1.metrics.measure import Metric
-from visual_r1.models import CheckpointError, Policy
+from visual_r1.models import CheckpointError, Policy, loading_whole
 from visual_r1.parsing import is_correct, named_letter
 from visual_r1.probe import Probe
 from visual_r1.rewards.weighted import WeightedReward
@@ -36,6 +37,9 @@ _SHOWN = (
     ("probe/completions/mean_length", "length", "{:.1f}"),
     ("probe/reflection/any_rate", "reflection", "{:.2f}"),
 )
+
+_RECORD_SECONDS = 120.0
+"""How long rank 0 may take to finish the record when the run is told to stop, while the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,10 @@ class TrainingContext:
     """The steps of the stages before this one: a chain's curves share one axis."""
     deepspeed: Mapping[str, Any] | None = None
     """DeepSpeed's own configuration; None trains without it."""
+    fsdp: Mapping[str, Any] | None = None
+    """What transformers calls ``fsdp_config``; None leaves the weights whole."""
+    grace_seconds: int | None = None
+    """How long a step may still take when the run is told to stop; None: as long as it takes."""
 
 
 class Method(Protocol):
@@ -106,10 +114,11 @@ def trainer_arguments(context: TrainingContext, *, save_multiple: int = 1) -> di
         "logging_first_step": True,
         "save_strategy": "steps",
         "save_steps": -(-context.save_every_steps // save_multiple) * save_multiple,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # the trainer makes room itself: see CheckpointingTrainer
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # A copy, because transformers fills in what the configuration leaves at auto.
+        # Copies, because transformers fills in what a configuration leaves open.
         **({} if context.deepspeed is None else {"deepspeed": deepcopy(dict(context.deepspeed))}),
+        **({} if context.fsdp is None else {"fsdp": True, "fsdp_config": deepcopy(dict(context.fsdp))}),
     }
 
 
@@ -168,17 +177,38 @@ def micro_batches(per_step: int, micro_batch_size: int) -> int:
     return per_step // (micro_batch_size * distributed.num_processes())
 
 
-def train_from_last_checkpoint(trainer: Any, folder: RunFolder) -> int:
-    """Trains to the end, on from the run's newest checkpoint where there is one; the number of optimizer steps."""
-    checkpoint = folder.latest_checkpoint()
+def train_from_last_checkpoint(trainer: Any, context: TrainingContext) -> int:
+    """Trains to the end, on from the run's newest checkpoint where there is one; the number of optimizer steps.
+
+    Raises:
+        PreemptedError: the run was told to stop, and has saved.
+        WriteError: the disk cannot hold what the training writes.
+    """
+    folder = context.folder
+    checkpoint = distributed.gathered(folder.latest_checkpoint())[0]  # rank 0's: the others may see an older list
     if checkpoint is not None:
         state = read_json(checkpoint / "trainer_state.json")
         if state["global_step"] >= state["max_steps"]:
             # Killed between the last checkpoint and the saved model; the trainer would take one more step.
             trainer._load_from_checkpoint(str(checkpoint))
             return state["global_step"]
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    distributed.together(lambda: check_space(trainer, folder))
+    with preemption.deferred(grace_seconds=context.grace_seconds):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        signals = [name for name in distributed.gathered(preemption.announced_by()) if name]
+        if signals:
+            _end_preempted(trainer.state.global_step, folder, signal=signals[0])
     return trainer.state.global_step
+
+
+def _end_preempted(step: int, folder: RunFolder, *, signal: str) -> None:
+    preemption.say(
+        f"stopped by {signal}: saved {folder.checkpoints / f'checkpoint-{step}'}; the same command goes on from there "
+        f"(exit code {preemption.EXIT_CODE})"
+    )
+    if not distributed.is_main():
+        preemption.end_after_main(seconds=_RECORD_SECONDS)
+    raise preemption.PreemptedError
 
 
 def load_weights(model: Any, checkpoint: str) -> None:
@@ -190,7 +220,8 @@ def load_weights(model: Any, checkpoint: str) -> None:
     """
     if isinstance(model, PreTrainedModel):
         try:
-            saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+            with loading_whole():
+                saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{checkpoint} is damaged ({str(error).splitlines()[0]}): delete it to resume from the one before"
@@ -201,6 +232,16 @@ def load_weights(model: Any, checkpoint: str) -> None:
         is_trained = name == "default"  # the other is trl's copy of it, the reference policy
         model.load_adapter(checkpoint if is_trained else f"{checkpoint}/{name}", name, is_trainable=is_trained)
     model.set_adapter("default")
+
+
+class PreemptionCallback(TrainerCallback):
+    """Saves and stops at the next step where a checkpoint may lie, when any process has been told to stop."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """Asks all processes at every such step: they must stop at the same one."""
+        is_amid_rollouts = state.global_step % getattr(args, "num_iterations", 1) != 0  # see trainer_arguments
+        if not is_amid_rollouts and any(distributed.gathered(preemption.is_announced())):
+            control.should_save = control.should_training_stop = True
 
 
 class TrackingCallback(TrainerCallback):
@@ -283,6 +324,7 @@ def watch(trainer: Any, policy: Policy, context: TrainingContext, *, description
     tracking = TrackingCallback(context, description=description)
     trainer.add_callback(tracking)
     trainer.add_callback(ProbeCallback(policy, context, show=tracking.remember))
+    trainer.add_callback(PreemptionCallback())
 
 
 def rollout_row(rollout: Rollout, keyword_hits: Callable[[str], Sequence[str]]) -> RolloutRow:

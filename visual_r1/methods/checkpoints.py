@@ -1,0 +1,116 @@
+"""Checkpoints that are whole or not there, and data in an order that does not depend on where a run was resumed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from trl.trainer.utils import RepeatSampler
+
+from visual_r1 import distributed, manifest
+from visual_r1.files import WriteError, free_bytes, gigabytes, writing
+from visual_r1.run_folder import RunFolder, remove_checkpoint, whole_checkpoints
+
+_logger = logging.getLogger(__name__)
+
+_KEPT = 2
+"""Checkpoints that lie in a run folder: the newest, and the one before it in case the newest is damaged."""
+_ADAM_BYTES = 8
+"""Of optimizer state for each trained parameter: two moments in float32."""
+_MASTER_BYTES = 4
+"""What DeepSpeed keeps beside them: the parameter in float32."""
+
+
+class CheckpointingTrainer(Trainer):
+    """A trainer whose checkpoints say themselves that they are whole, by a manifest of every file of every process.
+
+    It makes room before it writes: while a checkpoint is written one other lies beside it, afterwards too.
+    """
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        earlier = [one for one in whole_checkpoints(folder.parent) if one != folder]
+        if distributed.is_main():
+            for one in earlier[: -(_KEPT - 1)]:
+                remove_checkpoint(one)
+        on = f"goes on from {earlier[-1].name}" if earlier else "starts over"
+        try:
+            with writing(folder, fix=f"make room and type the same command again, it {on}"):
+                super()._save_checkpoint(model, trial)
+                _seal(folder)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, WriteError) and not distributed.is_main():
+                print(f"error: process {distributed.rank()}: {error}", file=sys.stderr)  # it may be the only one
+            raise
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        if arguments["epoch"] == arguments["epochs_trained"]:
+            _advance(arguments["train_dataloader"], arguments["epoch"])
+        super()._run_epoch(**arguments)
+
+
+def _seal(folder: Path) -> None:
+    """Completes a checkpoint when every process has written its part; they share the work of reading it again."""
+    names = distributed.gathered(manifest.list_files(folder) if distributed.is_main() else [])[0]
+    own = names[distributed.rank() :: distributed.num_processes()]
+    described = distributed.together(lambda: manifest.describe(folder, own))
+    everything = {name: one for part in distributed.gathered(described) for name, one in part.items()}
+    if distributed.is_main():
+        manifest.seal(folder, everything)
+    distributed.wait_for(folder / manifest.MANIFEST)  # nobody goes on, or ends, before it is there for all
+
+
+def _advance(dataloader: Any, epoch: int) -> None:
+    """Brings a fresh sampler to the epoch that a run is resumed in.
+
+    transformers 5.17 tells the epoch to samplers that ask for it. trl's does not, and draws the first epoch's order
+    again; and of several processes, none of them hears it once the batches that were seen are skipped.
+    """
+    sampler = dataloader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    sampler = sampler.sampler
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
+    elif isinstance(sampler, RepeatSampler):
+        for _ in range(epoch):
+            next(iter(sampler), None)  # the draw of an epoch's order
+
+
+def check_space(trainer: Trainer, folder: RunFolder) -> None:
+    """Compares what a training will write with what is free; warns where it may not do, and refuses where it cannot.
+
+    Raises:
+        WriteError: not even the weights of the checkpoints and of the model would fit.
+    """
+    parameters = list(trainer.model.parameters())
+    sizes = [int(getattr(one, "ds_numel", one.numel())) for one in parameters]  # split by ZeRO-3, one is empty here
+    trained = sum(size for one, size in zip(parameters, sizes, strict=True) if one.requires_grad)
+    of_weights = [size * one.element_size() for one, size in zip(parameters, sizes, strict=True)]
+    is_adapted = hasattr(trainer.model, "peft_config")
+    model = sum(sizes) * 4 if is_adapted else sum(of_weights)  # merged, it is saved in float32
+    weights = trained * 4 if is_adapted else model
+    state = trained * (_ADAM_BYTES + (_MASTER_BYTES if trainer.is_deepspeed_enabled else 0))
+    kept = min(_KEPT, -(-trainer.args.max_steps // trainer.args.save_steps)) if trainer.args.max_steps > 0 else _KEPT
+    available = free_bytes(folder.path) + _size(folder.checkpoints) + _size(folder.model)
+    least, likely = kept * weights + model, kept * (weights + state) + model
+    what = f"{kept} checkpoint{'s' if kept > 1 else ''} and the model"
+    if available < least:
+        raise WriteError(
+            f"{folder.path}: {gigabytes(available)} free, but {what} take at least {gigabytes(least)}: make room, or "
+            "choose another runs_dir"
+        )
+    if available < likely and "adam" in str(trainer.args.optim):
+        _logger.warning(
+            "%s: %s free, but %s will take about %s: the run will stop when the disk is full",
+            *(folder.path, gigabytes(available), what, gigabytes(likely)),
+        )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
