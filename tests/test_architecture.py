@@ -23,14 +23,14 @@ TRACKED = subprocess.run(
 
 # Lowest first. A module may import from its own layer and from those below.
 LAYERS = (
-    {"distributed", "examples", "files", "images", "statistics", "provenance"},
+    {"distributed", "examples", "files", "images", "manifest", "preemption", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
     {"rewards", "metrics", "scoring"},
     {"architectures", "datasets", "organisms"},
-    {"models", "rollout", "tracking"},
+    {"memory", "models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
     {"config"},
-    {"experiment", "smoke", "cli", "gpu_check", "gpu_stages"},
+    {"experiment", "smoke", "cli", "doctor", "gpu_check", "gpu_stages"},
 )
 
 # The one place that may know each library, so that replacing it is one change.
@@ -48,7 +48,7 @@ HOMES = {
 # What must answer at once (a test, --help, a reward in somebody's notebook) loads neither torch nor transformers.
 LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking"),
-    *("config", "cli", "distributed"),
+    *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption"),
     *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "evaluation"),
 )
 

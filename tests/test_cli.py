@@ -20,6 +20,7 @@ COMMANDS = (
     ["organism", "build", "--help"],
     ["data", "show", "--help"],
     ["data", "check", "--help"],
+    ["doctor", "--help"],
     ["figure", "--help"],
     ["published", "--help"],
     ["score", "--help"],

@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     smoke.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=spatial")
     smoke.set_defaults(command=_smoke)
 
+    doctor = commands.add_parser("doctor", help="what this machine can do, and whether a run would fit")
+    doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: scale=gpu")
+    doctor.add_argument("--json", action="store_true", help="for programs: an array of {name, status, text, fix}")
+    doctor.set_defaults(command=_doctor)
+
     figure = commands.add_parser("figure", help="draw a run's curves again, and print its table")
     figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
     figure.set_defaults(command=_figure)
@@ -153,6 +158,13 @@ def _smoke(options: argparse.Namespace) -> None:
     from visual_r1.smoke import smoke
 
     smoke(options.overrides)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}  # before they are loaded: one line a finding
+    from visual_r1.doctor import doctor
+
+    return doctor(options.overrides, as_json=options.json)
 
 
 def _figure(options: argparse.Namespace) -> None:
