@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     smoke.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: dataset=spatial")
     smoke.set_defaults(command=_smoke)
 
+    server = commands.add_parser("rollout-server", help="start vLLM's server for a run with rollout=vllm_server")
+    server.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those of the run: rollout=vllm_server")
+    server.set_defaults(command=_rollout_server)
+
     doctor = commands.add_parser("doctor", help="what this machine can do, and whether a run would fit")
     doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: scale=gpu")
     doctor.add_argument("--json", action="store_true", help="for programs: an array of {name, status, text, fix}")
@@ -165,6 +169,23 @@ def _doctor(options: argparse.Namespace) -> int:
     from visual_r1.doctor import doctor
 
     return doctor(options.overrides, as_json=options.json)
+
+
+def _rollout_server(options: argparse.Namespace) -> None:
+    """Becomes vLLM's server for the run with these overrides, until it is stopped."""
+    from visual_r1.config import ConfigError, build, compose_config
+    from visual_r1.models import ModelSource
+    from visual_r1.rollout.vllm_server import VllmServerEngine
+    from visual_r1.rollout.vllm_server_process import server_command
+
+    cfg = compose_config(options.overrides)
+    engine = build(cfg.rollout.engine)
+    if not isinstance(engine, VllmServerEngine):
+        raise ConfigError(f"rollout={cfg.rollout.name}: has no server; add rollout=vllm_server")
+    source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
+    command, environment = server_command(engine, source)
+    print(f"starting vLLM at {engine.url}: half a minute or more ...", flush=True)
+    os.execve(command[0], command, dict(environment))
 
 
 def _figure(options: argparse.Namespace) -> None:

@@ -26,6 +26,14 @@ class ListeningEngine:
     def batch_size(self) -> int:
         return self.engine.batch_size
 
+    @property
+    def needs_correction(self) -> bool:
+        return self.engine.needs_correction
+
+    @property
+    def warn_logp_difference(self) -> float | None:
+        return self.engine.warn_logp_difference
+
     def check(self, source: ModelSource) -> None:
         self.engine.check(source)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
@@ -53,6 +55,7 @@ _KNOWN_VALUES = {
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 
 
@@ -187,7 +190,8 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
 class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
-    trl's methods are extended and none is rewritten: the loss, the advantages and the sampler are trl's own.
+    trl's methods are extended and none is rewritten: the loss, the advantages, the sampler and the importance sampling
+    of another engine's tokens are trl's own.
     """
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Grpo) -> None:
@@ -204,6 +208,7 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         self._rollout_seconds = 0.0
         self._making_seconds = 0.0
         self._update_seconds = 0.0
+        self._has_warned = False
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental; trl is pinned
         super().__init__(
             model=policy.model,
@@ -213,11 +218,29 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             processing_class=policy.processor,
             rollout_func=self._roll_out,
         )
+        if context.engine.needs_correction:
+            self._correct_for_engine()
         watch(self, self.current_policy(), context, description="GRPO")
 
     def current_policy(self) -> Policy:
         """The policy around the weights that are being trained."""
         return replace(self._policy, model=self.accelerator.unwrap_model(self.model))
+
+    def _correct_for_engine(self) -> None:
+        """Has trl weigh each token by the trainer's probability over the engine's, by ``vllm_importance_sampling_*``.
+
+        trl 1.16 does so under ``use_vllm`` alone, which would also start an engine of its own: said after it was built,
+        with a rollout function in place, it means the correction, and a call for new weights before a rollout.
+        """
+        is_sequence = self.vllm_importance_sampling_mode.startswith("sequence")
+        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and is_sequence:
+            raise ValueError(
+                f"method.trl.vllm_importance_sampling_mode={self.vllm_importance_sampling_mode}: loss_type=vespo needs "
+                "token_truncate or token_mask"
+            )
+        self.use_vllm = True
+        self.vllm_generation = _AlreadyServed()
+        self._last_loaded_step = -1
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
@@ -361,7 +384,22 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             if difference.numel():
                 self._metrics["train"]["parity/logp_difference/mean"].append(difference.mean().item())
                 self._metrics["train"]["parity/logp_difference/max"].append(difference.max().item())
+                self._warn_of(difference.mean().item())
         return loss
+
+    def _warn_of(self, difference: float) -> None:
+        """Says once that engine and trainer are further apart than rounding explains."""
+        threshold = self._context.engine.warn_logp_difference
+        if self._has_warned or threshold is None or difference <= threshold or not self.accelerator.is_main_process:
+            return
+        self._has_warned = True
+        tqdm.write(
+            f"warning: step {self.state.global_step + 1}: log-probs of rollout and training differ by {difference:.3g} "
+            f"a token (rollout.engine.warn_logp_difference={threshold}); likely causes: the engine computes in another "
+            "precision than the trainer, merged adapters are rounded to bfloat16, or the engine sees other images or "
+            "weights. Watch parity/logp_difference and sampling/importance_sampling_ratio",
+            file=sys.stderr,
+        )
 
     def _show_rollouts(self, advantages: list[float], *, step: int) -> None:
         if not self.accelerator.is_main_process or self._scores is None:
@@ -379,6 +417,13 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             for rollout, values, advantage, group in zip(self._rollouts, scores, advantages, groups, strict=True)
         ]
         self._context.tracker.log_rollouts(rows, step=step, name="train")
+
+
+class _AlreadyServed:
+    """Stands where trl keeps its own vLLM; `RolloutEngine.serving` has brought the weights."""
+
+    def sync_weights(self) -> None:
+        """Nothing is left to do."""
 
 
 def mixed_seed(*parts: int) -> int:

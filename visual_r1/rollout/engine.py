@@ -58,6 +58,10 @@ class Completion:
     """The length limit came before an end token."""
 
 
+class EngineError(OSError):
+    """An engine has died, cannot be reached, or sees another prompt than the trainer: one line, with the fix."""
+
+
 class Sampler(Protocol):
     """An engine that holds a policy's weights."""
 
@@ -85,6 +89,16 @@ class RolloutEngine(Protocol):
         """Completions that are sampled at once."""
         ...
 
+    @property
+    def needs_correction(self) -> bool:
+        """Whether it computes otherwise than the trainer, so that GRPO weighs its tokens by importance sampling."""
+        ...
+
+    @property
+    def warn_logp_difference(self) -> float | None:
+        """The mean difference of its log-probabilities to the trainer's above which training warns; None: never."""
+        ...
+
     def check(self, source: ModelSource) -> None:
         """Refuses, before a weight is loaded, what would fail at the first rollout.
 
@@ -98,6 +112,9 @@ class RolloutEngine(Protocol):
 
         Of several processes all enter the block together and leave it together: where the weights are split among
         them, they are brought together here. Within it, each may generate as often as it likes.
+
+        Raises:
+            EngineError: the engine cannot start, has died or cannot be reached; so may `Sampler.generate`.
         """
         ...
 

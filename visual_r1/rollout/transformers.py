@@ -27,6 +27,13 @@ class TransformersEngine:
 
     batch_size: int
     """Completions sampled at once; memory grows with it."""
+    warn_logp_difference: float | None = None
+    """See `RolloutEngine.warn_logp_difference`."""
+
+    @property
+    def needs_correction(self) -> bool:
+        """No: it is the trainer's own forward."""
+        return False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

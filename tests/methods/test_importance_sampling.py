@@ -1,0 +1,131 @@
+"""Another engine's tokens weigh by the trainer's probability over the engine's, by trl's own rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import log
+from typing import Any
+
+import pytest
+import torch
+
+from visual_r1.methods.grpo import Grpo
+from visual_r1.rewards.length_bonus import LengthBonus
+from visual_r1.rewards.weighted import WeightedReward
+from visual_r1.rollout.transformers import TransformersEngine, TransformersSampler
+
+REWARDS = (WeightedReward(name="length", weight=1.0, function=LengthBonus(per_token=0.1)),)
+
+
+@dataclass
+class DistortedEngine:
+    """The trainer's own tokens, under log-probabilities that are off by `offset`."""
+
+    offset: float
+    needs_correction: bool = True
+    warn_logp_difference: float | None = None
+    engine: TransformersEngine = field(default_factory=lambda: TransformersEngine(batch_size=64))
+    batch_size: int = 64
+
+    def check(self, source: Any) -> None:
+        self.engine.check(source)
+
+    @contextmanager
+    def serving(self, policy: Any) -> Generator[DistortedSampler]:
+        with self.engine.serving(policy) as sampler:
+            yield DistortedSampler(sampler, self.offset)
+
+
+@dataclass(frozen=True)
+class DistortedSampler:
+    sampler: TransformersSampler
+    offset: float
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return [
+            [replace(one, logps=tuple(logp + self.offset for logp in one.logps)) for one in group]
+            for group in self.sampler.generate(*args, **kwargs)
+        ]
+
+
+@pytest.fixture(scope="module")
+def moved(load, make_context, trl_arguments) -> Callable[..., tuple[dict[str, torch.Tensor], dict[str, float]]]:
+    """How far one step of plain gradient descent moves each weight, and the step's curves."""
+
+    def run(engine: Any, **arguments: Any) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        policy = load()
+        before = {name: weight.detach().cpu().clone() for name, weight in policy.model.named_parameters()}
+        context = make_context(engine=engine, rewards=REWARDS)
+        # Without clipping, which would give every gradient the same length.
+        trl = trl_arguments(max_grad_norm=0.0, learning_rate=1.0, **arguments)
+        method = Grpo(prompts_per_step=2, micro_batch_size=8, trl=trl)
+        method.check()
+        trained, _ = method.train(policy, context)
+        after = {name: weight.detach().cpu() for name, weight in trained.model.named_parameters()}
+        return {name: after[name] - weight for name, weight in before.items()}, context.tracker.steps[1]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(moved):
+    return moved(TransformersEngine(batch_size=64))
+
+
+TOKEN = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("offset", "factor"),
+    [
+        pytest.param(0.0, 1.0, id="exact"),
+        pytest.param(log(2), 0.5, id="engine-twice-as-sure"),
+        pytest.param(-log(5), 3.0, id="truncated"),
+    ],
+)
+def test_the_step_is_as_long_as_the_ratio(moved, plain, offset, factor):
+    steps, curves = moved(DistortedEngine(offset), **TOKEN)
+    assert curves["sampling/importance_sampling_ratio/mean"] == pytest.approx(factor, rel=1e-5)
+    assert curves["parity/logp_difference/mean"] == pytest.approx(abs(offset), abs=1e-5)
+    largest = max(step.abs().max().item() for step in plain[0].values())
+    for name, step in plain[0].items():
+        torch.testing.assert_close(steps[name], factor * step, rtol=0, atol=1e-3 * largest, msg=name)
+    assert largest > 1e-3
+
+
+def test_an_engine_that_is_the_trainer_is_not_corrected(plain):
+    assert not any(name.startswith("sampling/importance") for name in plain[1])
+
+
+def test_a_completion_that_the_engine_would_hardly_have_drawn_does_not_count(moved):
+    # Each token is 2.7 times likelier under the trainer: two of them exceed a ratio of 3.
+    sequence = {"vllm_importance_sampling_mode": "sequence_mask", "vllm_importance_sampling_clip_max": 3.0}
+    steps, curves = moved(DistortedEngine(-1.0), **sequence)
+    assert curves["completions/min_length"] >= 2
+    assert curves["sampling/importance_sampling_ratio/max"] == 0.0
+    assert all(not step.any() for step in steps.values())
+
+
+def test_it_can_be_turned_off(moved, plain):
+    steps, curves = moved(DistortedEngine(log(2)), vllm_importance_sampling_correction=False)
+    assert "sampling/importance_sampling_ratio/mean" not in curves
+    assert all(torch.equal(steps[name], step) for name, step in plain[0].items())
+
+
+def test_an_unknown_rule_is_refused(trl_arguments):
+    method = Grpo(
+        prompts_per_step=2, micro_batch_size=8, trl=trl_arguments(vllm_importance_sampling_mode="sequence_msak")
+    )
+    with pytest.raises(ValueError, match=r"vllm_importance_sampling_mode=sequence_msak: unknown, expected one of"):
+        method.check()
+
+
+def test_a_large_difference_is_said_once(moved, capsys):
+    engine = DistortedEngine(0.1, warn_logp_difference=0.05)
+    moved(engine, max_steps=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning: step" in line]
+    assert len(lines) == 1 and "step 1" in lines[0] and "0.1 a token" in lines[0]
+    moved(replace(engine, warn_logp_difference=0.2))
+    assert "warning: step" not in capsys.readouterr().err

@@ -1,0 +1,266 @@
+"""Rollouts by a vLLM engine in the training process: one an own, on its own GPU, given new weights at each rollout."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from visual_r1.models import ModelSource, Policy
+from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
+from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
+from visual_r1.rollout.seeds import prompt_seeds
+from visual_r1.rollout.undisturbed import undisturbed
+from visual_r1.rollout.vllm_setup import architecture, check_installed, check_model, environment, kv_cache_bytes
+from visual_r1.rollout.weights import policy_weights
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_ENGINE = "vLLM"
+_RESUME = "the same command resumes the run"
+
+
+@dataclass(kw_only=True)
+class VllmColocateEngine:
+    """Samples with vLLM in this process; several processes have an engine each, and none waits for another's.
+
+    The engine starts at the first rollout, from the policy's checkpoint, and stays; a policy of the same architecture
+    is only given its weights, one of another starts it anew.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    batch_size: int
+    """Completions sampled at once."""
+    max_model_length: int
+    """Tokens of prompt and completion together; at most the model's own context."""
+    kv_cache_gib: float | None
+    """Memory for keys and values; None: room for `batch_size` sequences of `max_model_length`."""
+    bf16: bool
+    """Computes in bfloat16, as the trainer does; otherwise in the type that the policy's weights have."""
+    cuda_graphs: bool
+    """On a GPU: faster decoding for a start that takes a minute longer. Without one it has no effect."""
+    sleep: bool
+    """On a GPU: gives the memory of weights, keys and values back between rollouts. Without one it has no effect."""
+    warn_logp_difference: float | None = None
+    """See `RolloutEngine.warn_logp_difference`."""
+    _running: _Running | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"rollout.batch_size={self.batch_size}: expected at least 1")
+        if self.max_model_length < 1:
+            raise ValueError(f"rollout.max_model_length={self.max_model_length}: expected at least 1")
+        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
+            raise ValueError(f"rollout.kv_cache_gib={self.kv_cache_gib}: expected more than 0, or null")
+
+    @property
+    def needs_correction(self) -> bool:
+        """Yes: its kernels round otherwise than the trainer's."""
+        return True
+
+    def check(self, source: ModelSource) -> None:
+        """See `RolloutEngine.check`."""
+        check_installed()
+        check_model(source)
+
+    @contextmanager
+    def serving(self, policy: Policy) -> Generator[VllmSampler]:
+        """See `RolloutEngine.serving`."""
+        running = self._started(policy)
+        with undisturbed(), _dying():
+            running.wake(policy)
+        try:
+            yield VllmSampler(policy=policy, running=running, batch_size=self.batch_size)
+        finally:
+            with undisturbed():
+                running.rest()
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; the next rollout starts another."""
+        if self._running is None:
+            return
+        with undisturbed():
+            self._running.llm.llm_engine.engine_core.shutdown()
+            self._running = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _started(self, policy: Policy) -> _Running:
+        dtype = "bfloat16" if self.bf16 or policy.model.dtype == torch.bfloat16 else "float32"
+        kind = (architecture(policy.model.config), dtype)
+        if self._running is not None and self._running.kind != kind:
+            self.close()
+        if self._running is None:
+            with undisturbed(), _dying():
+                self._running = _Running(
+                    llm=self._llm(policy, dtype), kind=kind, sleeps=self.sleep and torch.cuda.is_available()
+                )
+        return self._running
+
+    def _llm(self, policy: Policy, dtype: str) -> LLM:
+        os.environ |= environment()
+        from vllm import LLM
+
+        from visual_r1.rollout.vllm_worker import WORKER
+
+        on_gpu = torch.cuda.is_available()
+        length = min(self.max_model_length, policy.context_length)
+        if self.kv_cache_gib is None:
+            size = kv_cache_bytes(
+                policy.model.config,
+                num_sequences=self.batch_size,
+                max_length=length,
+                bytes_per_value=2 if dtype == "bfloat16" else 4,
+            )
+        else:
+            size = int(self.kv_cache_gib * 2**30)
+        is_joined = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        return LLM(
+            policy.source.path,
+            trust_remote_code=policy.source.trust_remote_code,
+            dtype=dtype,
+            max_model_len=length,
+            max_num_seqs=self.batch_size,
+            kv_cache_memory_bytes=size,
+            enforce_eager=not (on_gpu and self.cuda_graphs),
+            enable_sleep_mode=on_gpu and self.sleep,
+            # Each process an engine of its own, on the GPU that it trains on.
+            distributed_executor_backend="external_launcher" if is_joined else None,
+            limit_mm_per_prompt={"video": 0},
+            skip_mm_profiling=True,  # it would try images far larger than any that is fitted to the limits
+            mm_processor_cache_gb=0,
+            generation_config="vllm",  # a checkpoint's own would penalise repetition
+            logprobs_mode="raw_logprobs",
+            worker_extension_cls=WORKER,
+            disable_log_stats=True,
+            seed=0,
+        )
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """An engine that has been started."""
+
+    llm: LLM
+    kind: tuple[str, str]
+    sleeps: bool
+    is_compared: bool = False
+    """Its first prompts were held to the processor's own tokens."""
+
+    def wake(self, policy: Policy) -> None:
+        """Gives it the policy's weights, and forgets what it has computed with others."""
+        if self.sleeps and self.llm.llm_engine.is_sleeping():
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("take_weights", args=(policy_weights(policy),))
+        if self.sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.forget()
+
+    def rest(self) -> None:
+        """Frees what it holds between rollouts. At level 2 the weights go as well: `wake` brings new ones anyway."""
+        if self.sleeps:
+            self.llm.sleep(level=2)
+
+    def forget(self) -> None:
+        """Empties its caches: of prompts, and of images that the vision tower has encoded."""
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmSampler:
+    """A started engine with a policy's weights."""
+
+    policy: Policy
+    running: _Running
+    batch_size: int
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+    ) -> list[list[Completion]]:
+        """See `Sampler.generate`."""
+        policy, llm = self.policy, self.running.llm
+        prompts = [prompt_tokens(policy, conversation) for conversation in conversations]
+        if not self.running.is_compared:
+            compare_with_processor(policy, conversations, [prompt.expanded for prompt in prompts])
+            self.running.is_compared = True
+        limit = llm.model_config.max_model_len
+        check_lengths([len(prompt.expanded) for prompt in prompts], sampling=sampling, limit=limit)
+        requests: list[Any] = [
+            {"prompt_token_ids": list(prompt.collapsed)}
+            | ({"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {})
+            for prompt in prompts
+        ]
+        # Greedy completions of a group are one: vLLM refuses to make more.
+        num_drawn = num_generations if sampling.temperature > 0 else 1
+        parameters = [
+            self._parameters(sampling, num_drawn=num_drawn, seed=one) for one in prompt_seeds(seed, len(prompts))
+        ]
+        with undisturbed(), _dying():
+            # Where a prompt is already known, it is computed otherwise, and equal inputs would round differently.
+            self.running.forget()
+            outputs = llm.generate(requests, parameters, use_tqdm=False)
+        groups: list[list[Completion]] = []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            check_seen(output.prompt_token_ids or (), prompt.expanded, engine=_ENGINE)
+            group = [self._completion(prompt.expanded, one) for one in output.outputs]
+            groups.append(group * (num_generations // num_drawn))
+        return groups
+
+    def _parameters(self, sampling: Sampling, *, num_drawn: int, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=num_drawn,
+            seed=seed,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_completion_length,
+            stop_token_ids=list(self.policy.end_token_ids),
+            ignore_eos=True,  # the policy's end tokens, and no other
+            logit_bias=dict.fromkeys(self.policy.image_token_ids, float("-inf")),
+            logprobs=0,  # of the drawn token alone
+            detokenize=False,
+        )
+
+    def _completion(self, prompt_ids: tuple[int, ...], output: Any) -> Completion:
+        tokens = tuple(output.token_ids)
+        return Completion(
+            prompt_ids=prompt_ids,
+            token_ids=tokens,
+            logps=tuple(step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)),
+            is_truncated=tokens[-1] not in self.policy.end_token_ids,
+        )
+
+
+@contextmanager
+def _dying() -> Generator[None]:
+    """Says in one line that the engine is gone or has no room."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"vLLM has run out of memory ({_first_line(error)}): lower rollout.engine.kv_cache_gib or "
+            f"scale.rollout_batch_size; {_RESUME}"
+        ) from error
+    except Exception as error:
+        # Both have no common base that could be imported before vLLM is.
+        if type(error).__name__ == "EngineDeadError":
+            raise EngineError(f"vLLM has died ({_first_line(error)}); {_RESUME}") from error
+        if isinstance(error, ValueError) and "memory" in str(error):
+            raise EngineError(f"vLLM finds too little memory: {_first_line(error)}; {_RESUME}") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

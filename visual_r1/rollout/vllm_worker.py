@@ -1,0 +1,84 @@
+"""What we add to vLLM's worker, in this process or in a server's: new weights, and the trainer's log-probabilities.
+
+vLLM imports this module by its name (``worker_extension_cls``) before it loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm._custom_ops
+import vllm.model_executor.layers.utils
+from safetensors import safe_open
+from vllm.platforms import current_platform
+from vllm.v1.sample.sampler import Sampler as VllmSampler
+
+WORKER = f"{__name__}.PolicyWorker"
+"""The value of ``worker_extension_cls``."""
+
+if current_platform.is_cpu():
+    # vLLM 0.31 packs each linear weight for oneDNN (with AMX: for its own kernels) and throws the plain one away, and
+    # what is packed takes no new weights. With tied embeddings its own `reload_weights` leaves the head as it was.
+    vllm._custom_ops._supports_onednn = False
+    vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda *_args, **_kwargs: False
+
+
+class PolicyWorker:
+    """Mixed into vLLM's worker; its methods are called through ``collective_rpc``."""
+
+    model_runner: Any
+
+    def describe(self) -> dict[str, str]:
+        """What a run must agree with."""
+        config = self.model_runner.model_config
+        return {"dtype": str(config.dtype).removeprefix("torch."), "logprobs_mode": str(config.logprobs_mode)}
+
+    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copies a whole policy, by the names of its checkpoint, over the weights in use.
+
+        From now on log-probabilities are those of `PolicySampler`.
+        """
+        sampler = self.model_runner.sampler
+        if not isinstance(sampler, PolicySampler):
+            self.model_runner.sampler = PolicySampler(sampler.logprobs_mode, sampler.use_fp64_gumbel)
+        model = self.model_runner.model
+        taken = model.load_weights(weights)
+        own = {name for name, _ in model.named_parameters()}
+        if missing := sorted(own - taken):
+            raise RuntimeError(f"no new weights for {len(missing)} of vLLM's {len(own)} parameters, e.g. {missing[0]}")
+
+    def take_folder(self, folder: str) -> None:
+        """The same from safetensors files; `folder` is a path that this process can read."""
+
+        def weights() -> Iterable[tuple[str, torch.Tensor]]:
+            for path in sorted(Path(folder).glob("*.safetensors")):
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (no mapping)
+                        yield name, file.get_tensor(name)
+
+        self.take_weights(weights())
+
+
+class PolicySampler(VllmSampler):
+    """vLLM's sampler whose raw log-probabilities are those of each row's own temperature.
+
+    vLLM has them at temperature 1, or after the ban and the cuts; the trainer's are at the sampling temperature before
+    both. A greedy row has them at 1.
+    """
+
+    _temperature: torch.Tensor | None = None
+
+    def forward(self, logits: torch.Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        """Samples; see `vllm.v1.sample.sampler.Sampler`."""
+        self._temperature = sampling_metadata.temperature
+        return super().forward(logits, sampling_metadata, *args, **kwargs)
+
+    def compute_logprobs(self, logits: torch.Tensor) -> torch.Tensor:
+        """[N, V], float32, of raw logits [N, V]."""
+        if self._temperature is not None:
+            temperature = torch.where(self._temperature < 1e-5, 1.0, self._temperature)  # below: greedy, as in vLLM
+            logits = logits.float() / temperature[:, None]
+        return logits.log_softmax(dim=-1, dtype=torch.float32)
