@@ -30,13 +30,13 @@ LAYERS = (
     {"memory", "models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report"},
     {"config"},
-    {"experiment", "smoke", "cli", "doctor", "gpu_check", "gpu_stages"},
+    {"experiment", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
 )
 
 # The one place that may know each library, so that replacing it is one change.
 HOMES = {
-    "hydra": "config.py",
-    "omegaconf": "config.py",
+    "hydra": ("config.py", "sweeps/compose.py"),
+    "omegaconf": ("config.py", "sweeps/compose.py"),
     "wandb": "tracking.py",
     "vllm": "rollout/",
     "trl": "methods/",
@@ -49,7 +49,7 @@ HOMES = {
 LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking"),
     *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption"),
-    *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "evaluation"),
+    *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "sweeps/", "evaluation"),
 )
 
 
