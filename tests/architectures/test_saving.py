@@ -1,8 +1,7 @@
-"""What we save, others load: transformers alone, this package again, and vLLM."""
+"""What we save, others load: transformers alone, and this package again."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -35,8 +34,6 @@ class Saved:
     prompt_ids: list[int]
     logits: torch.Tensor
     completion: list[int]
-    logps: list[float]
-    banned: list[int]
 
 
 def last_logits(model, processor, prompt, image):
@@ -71,7 +68,6 @@ def saved(load_narrow, example, tmp_path_factory):
         policy.model.eval()
         completion = greedy(policy, question)
         logits = last_logits(policy.model, policy.processor, prompt, image)
-        banned = list(policy.image_token_ids)
         save_policy(policy, root / name, num_steps=3)
         by_name[name] = Saved(
             folder=root / name,
@@ -80,8 +76,6 @@ def saved(load_narrow, example, tmp_path_factory):
             prompt_ids=list(completion.prompt_ids),
             logits=logits,
             completion=list(completion.token_ids),
-            logps=list(completion.logps),
-            banned=banned,
         )
     return by_name
 
@@ -144,36 +138,3 @@ def test_we_load_it_again(saved, example, name):
     assert policy.processor.image_processor.size["longest_edge"] > 401_408
     own_template = read_chat_template(read_architecture(name)["chat_template"])
     assert (one.folder / "chat_template.jinja").read_text() == own_template
-
-
-VLLM = """
-from PIL import Image
-from vllm import LLM, SamplingParams
-llm = LLM(
-    argument["folder"], dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=2, seed=0,
-    limit_mm_per_prompt={"image": 1, "video": 0}, kv_cache_memory_bytes=64 * 2**20, disable_log_stats=True,
-)
-sampling = SamplingParams(
-    temperature=0, max_tokens=argument["tokens"], logprobs=0, ignore_eos=True,
-    logit_bias={token: -100.0 for token in argument["banned"]},
-)
-prompt = {"prompt": argument["prompt"], "multi_modal_data": {"image": Image.open(argument["image"])}}
-[output] = llm.generate([prompt], sampling, use_tqdm=False)
-logps = [step[token].logprob for step, token in zip(output.outputs[0].logprobs, output.outputs[0].token_ids)]
-result = {"prompt_ids": output.prompt_token_ids, "token_ids": list(output.outputs[0].token_ids), "logps": logps}
-open(argument["out"], "w").write(json.dumps(result))
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]'")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_vllm_loads_it(saved, tmp_path, name):
-    one, out = saved[name], tmp_path / "out.json"
-    argument = {"folder": str(one.folder), "image": str(one.image), "prompt": one.prompt, "out": str(out)}
-    argument |= {"tokens": len(one.completion), "banned": one.banned}
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    run_alone(VLLM, argument, **environment)
-    result = json.loads(out.read_text())
-    assert result["prompt_ids"] == one.prompt_ids  # vLLM expands and resizes by itself, and comes to the same
-    assert result["token_ids"] == one.completion
-    assert result["logps"] == pytest.approx(one.logps, abs=1e-3)

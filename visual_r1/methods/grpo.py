@@ -282,11 +282,14 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
         size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
         with self._context.engine.serving(self.current_policy()) as sampler:
-            completions = sampler.generate(
-                [self._policy.style.messages(example) for example in examples[::size]],
-                num_generations=size,
-                sampling=self._sampling,
-                seed=self._generation_seed(),
+            # Where one process's engine has died, all say so.
+            completions = distributed.together(
+                lambda: sampler.generate(
+                    [self._policy.style.messages(example) for example in examples[::size]],
+                    num_generations=size,
+                    sampling=self._sampling,
+                    seed=self._generation_seed(),
+                )
             )
         self._rollout_seconds += time.perf_counter() - started
         return [completion for group in completions for completion in group]

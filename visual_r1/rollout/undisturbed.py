@@ -21,8 +21,9 @@ def undisturbed() -> Generator[None]:
     torch's generator even where each request has its own. Threads: it replaces ``torch.set_num_threads`` by a function
     that does nothing. The environment: among others ``LD_PRELOAD`` and ``LOCAL_WORLD_SIZE``; its own variables stay.
 
-    Two changes stay. In a process on its own it opens a process group of one. Without an accelerator it replaces
-    ``torch.accelerator.synchronize`` and ``empty_cache``, which would raise, by functions that do nothing.
+    Three changes stay. In a process on its own it opens a process group of one. Without an accelerator it replaces
+    ``torch.accelerator.synchronize`` and ``empty_cache``, which would raise, by functions that do nothing, and binds
+    the process's memory to the node of its first core.
     """
     generators = random.getstate(), np.random.get_state()
     environment = dict(os.environ)

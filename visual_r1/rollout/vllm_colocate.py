@@ -16,7 +16,14 @@ from visual_r1.rollout.engine import Completion, Conversation, EngineError, Samp
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
 from visual_r1.rollout.seeds import prompt_seeds
 from visual_r1.rollout.undisturbed import undisturbed
-from visual_r1.rollout.vllm_setup import architecture, check_installed, check_model, environment, kv_cache_bytes
+from visual_r1.rollout.vllm_setup import (
+    TOKENS_AT_ONCE,
+    architecture,
+    check_installed,
+    check_model,
+    environment,
+    kv_cache_bytes,
+)
 from visual_r1.rollout.weights import policy_weights
 
 if TYPE_CHECKING:
@@ -88,8 +95,14 @@ class VllmColocateEngine:
         if self._running is None:
             return
         with undisturbed():
-            self._running.llm.llm_engine.engine_core.shutdown()
+            client = self._running.llm.llm_engine.engine_core
+            # Not its own shutdown, which ends torch's process group as well: the training's, where there are several.
+            client._finalizer.detach()
+            client.engine_core.model_executor.shutdown()
+            client.engine_core.scheduler.shutdown()
+            del client
             self._running = None
+            gc.unfreeze()  # vLLM has hidden what it holds from the collector
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -130,6 +143,8 @@ class VllmColocateEngine:
             dtype=dtype,
             max_model_len=length,
             max_num_seqs=self.batch_size,
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(TOKENS_AT_ONCE, length),
             kv_cache_memory_bytes=size,
             enforce_eager=not (on_gpu and self.cuda_graphs),
             enable_sleep_mode=on_gpu and self.sleep,
@@ -142,6 +157,7 @@ class VllmColocateEngine:
             logprobs_mode="raw_logprobs",
             worker_extension_cls=WORKER,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             seed=0,
         )
 

@@ -97,9 +97,7 @@ class VllmServerEngine:
     def check(self, source: ModelSource) -> None:
         """See `RolloutEngine.check`; here that the server answers, runs this architecture, and takes new weights."""
         if not Path(self.weights_dir).is_dir():
-            raise ValueError(
-                f"rollout.weights_dir={self.weights_dir}: no such folder; name one that the server sees"
-            )
+            raise ValueError(f"rollout.weights_dir={self.weights_dir}: no such folder; name one that the server sees")
         served = [model["id"] for model in self.client.get("v1/models")["data"]]
         if (expected := served_name(source)) not in served:
             raise ValueError(

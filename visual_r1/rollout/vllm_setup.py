@@ -14,6 +14,9 @@ from visual_r1.models import ModelSource, is_hub_id
 SUPPORTED = "0.31"
 """vLLM's release: the log-probabilities and the weight updates were tested with it and lean on its insides."""
 _TORCH = "2.13"
+TOKENS_AT_ONCE = 8192
+"""Prompt tokens that are computed together. No prompt is computed in parts: the draw after a part is thrown away, and
+vLLM 0.31 then winds the request's generator back, which a CPU's cannot do (it raises) and a GPU's does by a guess."""
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM 0.31's attention takes on a CPU (``CPUAttentionBackend.get_supported_head_sizes``)."""
 _BLOCK = 128

@@ -69,7 +69,8 @@ def _merged(path: str, module: Any, adapters: list[str]) -> Iterator[_Weight]:
     learned = tuple(layer[name].weight for name in adapters for layer in (module.lora_A, module.lora_B))
 
     def value() -> torch.Tensor:
-        return sum((module.get_delta_weight(name).float() for name in adapters), start=_full(base.weight).float())
+        deltas = (_full(module.get_delta_weight(name)).float() for name in adapters)
+        return sum(deltas, start=_full(base.weight).float())
 
     yield _Weight(f"{path}.weight", (base.weight, *learned), value)
     if base.bias is not None:
