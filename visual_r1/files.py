@@ -81,6 +81,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(folder: Path) -> None:
+    """Brings the files of a folder to the disk, so that a power cut after a rename finds them whole."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Gives a temporary path beside ``path``, and renames it to ``path`` when the block ends without an error.
