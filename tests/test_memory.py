@@ -118,11 +118,15 @@ def test_keys_and_values_are_those_of_a_real_cache(nano, policies):
 
 def test_vllm_is_given_the_same_keys_and_values(nano, policies):
     """Its engine asks for whole blocks of 128 tokens, and one more."""
-    counted = plan(nano, "rollout=vllm_colocate", "scale.rollout_batch_size=8", "scale.max_completion_length=54")
-    assert counted.prompt_tokens + counted.completion_tokens == 256
+    chosen = ("rollout=vllm_colocate", "scale.rollout_batch_size=8")
+    counted = plan(nano, *chosen, "rollout.engine.max_model_length=256")
     asked = kv_cache_bytes(policies["base"].model.config, num_sequences=8, max_length=256, bytes_per_value=4)
     block = nano.kv_bytes(num_tokens=128, key_bytes=4, value_bytes=4)
     assert dict(stages(nano, counted)[0].parts)["vLLM's keys and values"] == asked - block
+    # Not beyond the model's own context, and as much as the user says.
+    longest = nano.kv_bytes(num_tokens=8 * 2048, key_bytes=4, value_bytes=4)
+    assert plan(nano, *chosen, "rollout.engine.max_model_length=9999").engine_kv_bytes == longest
+    assert plan(nano, *chosen, "rollout.engine.kv_cache_gib=0.5").engine_kv_bytes == 2**29
 
 
 def test_the_scale_of_one_gpu_takes_what_its_file_says(qwen):

@@ -212,11 +212,12 @@ def _processes(config: Mapping[str, Any]) -> Iterator[Finding]:
     from visual_r1 import distributed
 
     node = config["distributed"]
+    nodes = node["num_nodes"]
     arguments = {key: node[key] for key in ("rendezvous", "deepspeed", "fsdp")}
     yield from _attempt(
         "processes",
-        f"distributed={node['name']}: {node['num_processes']} on {node['num_nodes']} machine{'s'[: node['num_nodes'] > 1]}",
-        lambda: distributed.check(processes=node["num_processes"], nodes=node["num_nodes"], **arguments),
+        f"distributed={node['name']}: {node['num_processes']} on {nodes} machine{'s' if nodes > 1 else ''}",
+        lambda: distributed.check(processes=node["num_processes"], nodes=nodes, **arguments),
     )
 
 
@@ -384,7 +385,7 @@ def _answers(
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=seconds).close()
+            urllib.request.urlopen(urllib.request.Request(server, method="HEAD")).close()
         except urllib.error.HTTPError:
             pass  # whatever it thinks of the question, it is there
         except (OSError, ValueError) as error:
@@ -433,36 +434,24 @@ def _differences() -> dict[str, Callable[[], float]]:
 
 def logp_difference(engine: str) -> float:
     """The largest difference between an engine's log-probabilities and a plain forward pass's, for nano on images."""
-    import torch
-
     from visual_r1.datasets.spatial import Spatial
-    from visual_r1.models import ModelSource, device_of, load_policy
+    from visual_r1.models import ModelSource, load_policy
     from visual_r1.rollout.engine import Sampling
-    from visual_r1.rollout.transformers import encode_prompts
+    from visual_r1.rollout.plain import plain_logps
 
-    small = ["scale.rollout_batch_size=4", "scale.max_completion_length=12"]
-    cfg = compose_config([f"rollout={engine}", *small])
+    cfg = compose_config([f"rollout={engine}", "scale.rollout_batch_size=4"])
     policy = load_policy(ModelSource(name="nano", path=str(CONF.parent / "models" / "nano-base"), style="base"))
     conversations = [policy.style.messages(policy.fitted(one)) for one in Spatial(split="probe", size=2)]
+    sampling = Sampling(max_completion_length=12)
     with build(cfg.rollout.engine).serving(policy) as sampler:
-        groups = sampler.generate(conversations, num_generations=2, sampling=Sampling(max_completion_length=12), seed=0)
-    worst = 0.0
-    for conversation, group in zip(conversations, groups, strict=True):
-        inputs = encode_prompts(policy, [conversation]).to(device_of(policy.model))
-        num_prompt = inputs["input_ids"].shape[1]
-        for completion in group:
-            added = torch.tensor([completion.token_ids], device=inputs["input_ids"].device)
-            whole = {
-                **inputs,
-                "input_ids": torch.cat([inputs["input_ids"], added], dim=1),
-                "attention_mask": inputs["attention_mask"].new_ones(1, num_prompt + added.shape[1]),
-                "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(added)], dim=1),
-            }
-            with torch.no_grad():
-                logps = policy.model(**whole).logits[0, num_prompt - 1 : -1].float().log_softmax(dim=-1)
-            plain = logps.gather(-1, added[0][:, None])[:, 0].tolist()
-            worst = max(worst, *(abs(one - other) for one, other in zip(plain, completion.logps, strict=True)))
-    return worst if math.isfinite(worst) else math.inf
+        groups = sampler.generate(conversations, num_generations=2, sampling=sampling, seed=0)
+    differences = [
+        abs(one - other)
+        for conversation, group in zip(conversations, groups, strict=True)
+        for completion in group
+        for one, other in zip(completion.logps, plain_logps(policy, conversation, completion.token_ids), strict=True)
+    ]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def _in_process_of_its_own(engine: str) -> float:

@@ -44,6 +44,8 @@ class Shape:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+    context_length: int
+    """Tokens that prompt and completion may hold together."""
     kv_values: int
     """Values that a token adds to one layer's keys, and as many to its values."""
     vision_depth: int
@@ -82,6 +84,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         vocab_size=text.vocab_size,
+        context_length=text.max_position_embeddings,
         kv_values=heads,
         vision_depth=vision.depth,
         vision_width=getattr(vision, "embed_dim", vision.hidden_size),  # Qwen2-VL calls the merger's width hidden_size
@@ -150,6 +153,8 @@ class Plan:
     """The name of the rollout engine."""
     engine_sleeps: bool
     """A vLLM engine in the process gives its memory back while the policy is updated."""
+    engine_kv_bytes: int
+    """What a vLLM engine in the process takes for keys and values."""
 
 
 def plan_of(config: Mapping[str, Any], shape: Shape, *, image_pixels: int | None = None) -> Plan:
@@ -179,15 +184,22 @@ def plan_of(config: Mapping[str, Any], shape: Shape, *, image_pixels: int | None
         num_trained = shape.num_parameters - shape.num_vision
     else:
         num_trained = shape.num_vision if "llm" in frozen else shape.num_parameters
-    engine = config["rollout"]["engine"]
     weight_bytes = {"float32": 4, "bfloat16": 2}[config["model"]["dtype"]]
+    compute_bytes = 2 if scale["bf16"] else weight_bytes
+    engine = config["rollout"]["engine"]
+    kv_bytes = 0
+    if config["rollout"]["name"] == "vllm_colocate":
+        num_tokens = engine["batch_size"] * min(engine["max_model_length"], shape.context_length)
+        kv_bytes = shape.kv_bytes(num_tokens=num_tokens, key_bytes=compute_bytes, value_bytes=compute_bytes)
+        if engine["kv_cache_gib"] is not None:
+            kv_bytes = int(engine["kv_cache_gib"] * 2**30)
     return Plan(
         num_processes=node["num_processes"],
         is_split=stage >= 1 or is_fsdp,
         is_fully_split=stage == 3 or is_fsdp,
         is_deepspeed=node["deepspeed"] is not None,
         weight_bytes=weight_bytes,
-        compute_bytes=2 if scale["bf16"] else weight_bytes,
+        compute_bytes=compute_bytes,
         is_recomputed=bool(trl.get("gradient_checkpointing", scale["gradient_checkpointing"])),
         num_trained=0 if method["name"] == "eval" else num_trained,
         has_adapter=lora is not None,
@@ -200,6 +212,7 @@ def plan_of(config: Mapping[str, Any], shape: Shape, *, image_pixels: int | None
         image_pixels=pixels,
         engine=config["rollout"]["name"],
         engine_sleeps=bool(engine.get("sleep", False)),
+        engine_kv_bytes=kv_bytes,
     )
 
 
@@ -315,11 +328,9 @@ def _rollout(shape: Shape, plan: Plan) -> dict[str, int]:
 
 
 def _vllm(shape: Shape, plan: Plan) -> dict[str, int]:
-    tokens = plan.rollout_batch_size * (plan.prompt_tokens + plan.completion_tokens)
-    size = plan.compute_bytes
     return {
-        "vLLM's weights": shape.num_parameters * size,
-        "vLLM's keys and values": shape.kv_bytes(num_tokens=tokens, key_bytes=size, value_bytes=size),
+        "vLLM's weights": shape.num_parameters * plan.compute_bytes,
+        "vLLM's keys and values": plan.engine_kv_bytes,
     }
 
 
