@@ -1,272 +1,24 @@
-"""Several processes train as one: the numbers of one process, one record, one error, and a run that can be resumed."""
+"""What several processes have in common: who starts them, where they meet, what they refuse, and how they say it once.
+
+Runs in several processes are tests/engines/test_distributed_*.py.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-from statistics import fmean, stdev
+import socket
 
-import pyarrow.parquet
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.replaying import SECONDS_LATE
-from tests.replaying import main as train_here
+from tests.processes import COMMON, with_torchrun
 from visual_r1 import distributed
 from visual_r1.config import CONF, build, compose_config
 from visual_r1.distributed import AlreadySaidError, DistributedError
 from visual_r1.experiment import prepare
-from visual_r1.files import read_json
 from visual_r1.methods.grpo import Grpo
 from visual_r1.methods.sft import Sft
-from visual_r1.models import ModelSource, load_policy
-from visual_r1.run_folder import RunFolder
-
-ROOT = Path(__file__).resolve().parent.parent
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="needs DeepSpeed, pip install 'visual-r1[deepspeed]', and g++, with which it compiles two minutes once",
-)
-# Two processes on whatever machine, and rounding that is the same on each.
-ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-PROMPTS, GROUP, STEPS = 4, 4, 3
-COMMON = (
-    "tracker=none",
-    "scale.num_threads=1",
-    f"scale.max_steps={STEPS}",
-    f"scale.prompts_per_step={PROMPTS}",
-    f"scale.num_generations={GROUP}",
-    "scale.max_completion_length=8",
-    f"scale.sft_steps={STEPS}",
-    "scale.sft_examples_per_step=8",
-    "scale.train_size=32",
-    "scale.probe_size=2",
-    "scale.probe_every_steps=10",
-    "scale.benchmark_size=4",
-    "scale.save_every_steps=2",
-    "scale.rollouts_every_steps=1",
-)
-# Gradient descent, whose steps are as long as the gradient: Adam would hide that, and enlarge the rounding of zeros.
-PLAIN = ("++method.trl.optim=sgd", "method.trl.learning_rate=0.003", "method.trl.lr_scheduler_type=constant")
-LENGTH = ("+reward/term@reward.terms.length=length_bonus", "reward.terms.length.function.per_token=0.1")
-
-EXPERIMENTS = {
-    "grpo": (*PLAIN, *LENGTH, "method.trl.beta=0.0"),
-    "parts": (*PLAIN, *LENGTH, "method.trl.beta=0.0"),  # grpo in more micro-batches
-    "sft": (*PLAIN, "method=sft"),
-    "straddling": (*PLAIN, *LENGTH, "scale.prompts_per_step=3", "method.trl.beta=0.0"),
-    "resumed": (*LENGTH, "method.trl.beta=0.04"),
-}
-MICRO_BATCH = {  # of one process, of each of two
-    "grpo": (16, 8),
-    "parts": (16, 4),  # two micro-batches where one process has one
-    "sft": (8, 2),
-    "straddling": (12, 6),
-    "resumed": (16, 4),
-}
-
-
-def untimed(metrics):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
-        for row in metrics
-    ]
-
-
-def overrides_of(name, checkpoint, runs, *, processes):
-    return [
-        *COMMON,
-        *EXPERIMENTS[name],
-        f"name={name}",
-        f"runs_dir={runs}",
-        f"model.path={checkpoint}",
-        f"method.micro_batch_size={MICRO_BATCH[name][processes - 1]}",
-    ]
-
-
-def with_torchrun(path, *arguments, **environment):
-    """Two processes in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments],
-        cwd=path,
-        env={**os.environ, **ON_CPU, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory, checkpoint):
-    """The experiments in this process, by name."""
-    runs = tmp_path_factory.mktemp("one")
-    names = ("grpo", "sft")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        train_here([overrides_of(name, checkpoint("base"), runs, processes=1) for name in names])
-    return {name: RunFolder(runs / name / "seed0") for name in names}
-
-
-@pytest.fixture(scope="module", params=["ddp", pytest.param("zero2", marks=needs_deepspeed)])
-def two(request, tmp_path_factory, checkpoint):
-    """The experiments in two processes, by name; ``resumed`` was cut off at its first checkpoint, ``whole`` was not."""
-    path = tmp_path_factory.mktemp(request.param)
-    chosen = [f"distributed={request.param}", "distributed.num_processes=2"]
-    experiments = [
-        [*overrides_of(name, checkpoint("base"), path, processes=2), *chosen] for name in (*EXPERIMENTS, "resumed")
-    ]
-    file = path / "experiments.json"
-    file.write_text(json.dumps(experiments))
-    done = with_torchrun(path, "-m", "tests.replaying", file)
-    assert done.returncode == 0, done.stderr
-    return {name: RunFolder(path / name / "seed0") for name in (*EXPERIMENTS, "whole")}
-
-
-@pytest.mark.parametrize("name", ["grpo", "sft"])
-def test_two_processes_learn_what_one_does(one, two, name):
-    """The same prompts and completions, so what differs is rounding."""
-    ours, theirs = two[name].read_metrics(), one[name].read_metrics()
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(STEPS + 1))
-    for row, other in zip(untimed(ours), untimed(theirs), strict=True):
-        assert row.keys() == other.keys()
-        for key, value in row.items():
-            assert value == pytest.approx(other[key], rel=3e-4, abs=1e-6), (row["step"], key)
-
-    assert_same_weights(two[name], one[name])
-
-
-def test_the_step_does_not_depend_on_the_micro_batches_of_a_process(one, two):
-    assert_same_weights(two["parts"], one["grpo"])
-
-
-def assert_same_weights(ours, theirs):
-    expected = load_file(theirs.model / "model.safetensors")
-    weights = load_file(ours.model / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for key, weight in weights.items():
-        torch.testing.assert_close(weight, expected[key], rtol=0, atol=1e-6, msg=key)
-
-
-def test_the_policy_moves(two, checkpoint):
-    start = load_file(checkpoint("base") / "model.safetensors")
-    for name in ("grpo", "sft"):
-        moved = load_file(two[name].model / "model.safetensors")
-        assert max((moved[key] - start[key]).abs().max() for key in start) > 1e-4
-
-
-def test_a_time_is_the_mean_over_the_processes(two):
-    for row in two["grpo"].read_metrics()[1:]:
-        assert row["time/rollout"] > SECONDS_LATE / 2  # in rank 0 alone it is a fraction of this
-
-
-def rollouts_of(folder, step):
-    rows = pyarrow.parquet.read_table(folder.completions_at(step)).to_pylist()
-    return [row for row in rows if row["source"] == "train"]
-
-
-@pytest.mark.parametrize("name", ["grpo", "straddling"])
-def test_a_completion_is_judged_within_its_group_wherever_it_was_sampled(two, name):
-    prompts = PROMPTS if name == "grpo" else 3  # of three prompts the second one's group is shared by both processes
-    terms = two[name].read_config()["reward"]["terms"]
-    weights = {term: node["weight"] for term, node in terms.items()}
-    for step in range(1, STEPS + 1):
-        rows = rollouts_of(two[name], step)
-        assert [row["group"] for row in rows] == [number for number in range(prompts) for _ in range(GROUP)]
-        for start in range(0, len(rows), GROUP):
-            group = rows[start : start + GROUP]
-            assert len({row["example_id"] for row in group}) == 1
-            rewards = [sum(weight * row[f"score/{term}"] for term, weight in weights.items()) for row in group]
-            for row, reward in zip(group, rewards, strict=True):
-                expected = (reward - fmean(rewards)) / (stdev(rewards) + 1e-4)
-                assert row["advantage"] == pytest.approx(expected, abs=1e-4)
-        if name == "straddling":
-            _, shared, _ = (rows[start : start + GROUP] for start in range(0, len(rows), GROUP))
-            parts = [[row["completion"] for row in part] for part in (shared[: GROUP // 2], shared[GROUP // 2 :])]
-            assert parts[0] != parts[1]  # each process draws its own
-        [curves] = [row for row in two[name].read_metrics() if row["step"] == step]
-        assert curves["completions/mean_length"] == pytest.approx(fmean(row["num_tokens"] for row in rows))
-        hits = sum(len(row["keyword_hits"]) for row in rows)
-        tokens = sum(row["num_tokens"] for row in rows)
-        assert curves["reflection/per_1k_tokens"] == pytest.approx(1000 * hits / tokens)
-
-
-def test_a_resumed_run_ends_with_the_same_numbers(two):
-    assert untimed(two["resumed"].read_metrics()) == untimed(two["whole"].read_metrics())
-    ours, theirs = (load_file(two[name].model / "model.safetensors") for name in ("resumed", "whole"))
-    assert all(torch.equal(weight, theirs[key]) for key, weight in ours.items())
-
-
-def test_one_process_writes_and_another_loads(two):
-    for name in EXPERIMENTS:
-        names = {path.name for path in two[name].path.iterdir() if not path.name.startswith(".")}
-        assert names == {"config.yaml", "provenance.json", "metrics.jsonl", "completions", "checkpoints", "model"}
-        load_policy(ModelSource(name=name, path=str(two[name].model)))
-
-
-# What follows goes through the command, with the real engine.
-
-# Dies once, in the process that has nothing to write, as under `kill -9`.
-USER_REWARD = """
-import os, pathlib, signal
-
-def by_length(completion_ids, trainer_state, **columns):
-    flag = pathlib.Path(__file__).parent / "die"
-    if trainer_state.global_step == 3 and os.environ.get("RANK") == "1" and flag.exists():
-        flag.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [0.1 * len(ids) for ids in completion_ids]
-"""
-
-
-def run(path, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=path,
-        env={**os.environ, **ON_CPU, "PYTHONPATH": f"{path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_killed_run_is_resumed_and_a_sweep_goes_on_after_a_job_that_cannot_run(tmp_path, checkpoint):
-    (tmp_path / "user_reward.py").write_text(USER_REWARD)
-    (tmp_path / "die").touch()
-    overrides = [
-        *COMMON,
-        f"model.path={checkpoint('base')}",
-        "distributed=ddp",
-        "+reward/term@reward.terms.by_length=trl_function",
-        "reward.terms.by_length.function.path=user_reward.by_length",
-        "scale.max_steps=4",
-        "scale.micro_batch_size=4",
-    ]
-    killed = run(tmp_path, *overrides, "name=run1")
-    assert killed.returncode == 1
-    assert killed.stderr.endswith(
-        "error: process 1 of 2 was killed by SIGKILL and the others were stopped; the same command resumes the run\n"
-    )
-    folder = RunFolder(tmp_path / "runs" / "run1" / "seed0")
-    assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-2" and not folder.is_finished
-
-    # The number of a job in its sweep is known to the processes of the job.
-    swept = run(tmp_path, "-m", *overrides, "name=run${hydra:job.num}", "distributed.num_processes=0,2")
-    assert swept.returncode == 1  # the first job's
-    errors = [line for line in swept.stderr.splitlines() if line.startswith("error")]
-    assert errors == ["error: distributed.num_processes=0: expected at least 1"]
-    assert swept.stdout.count("run1: seed 0, 4 steps") == swept.stdout.count("figure: ") == 1
-    assert len(read_json(folder.provenance)["resumes"]) == 1
-    assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2, 3, 4]
-    assert read_json(folder.summary)["num_items"] == 4
-
 
 AGREEING = """
 import os
@@ -317,6 +69,13 @@ def test_of_several_tracebacks_the_first_is_shown(tmp_path):
 # What follows starts nothing.
 
 
+@pytest.fixture(autouse=True)
+def nobody_has_started_us(monkeypatch):
+    """Whatever runs these tests may itself be a scheduler's task."""
+    for name in ("RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def joined(monkeypatch):
     """Makes this process believe that it is one of several."""
@@ -330,9 +89,125 @@ def joined(monkeypatch):
 
 def test_torchrun_and_the_config_must_agree(joined):
     joined(2)
-    distributed.check(processes=2, deepspeed=None)
+    distributed.check(processes=2)
     with pytest.raises(DistributedError, match=r"WORLD_SIZE=2 but distributed\.num_processes=3"):
-        distributed.check(processes=3, deepspeed=None)
+        distributed.check(processes=3)
+
+
+@pytest.mark.parametrize("library", ["DEEPSPEED", "FSDP"])
+def test_what_accelerate_would_split_by_itself_is_refused(joined, monkeypatch, library):
+    joined(2)
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    with pytest.raises(DistributedError, match=f"ACCELERATE_USE_{library}=true: the config group `distributed`"):
+        distributed.check(processes=2, deepspeed=None)
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """Makes this process believe that ``srun`` has started it."""
+
+    def pretend(number, *, tasks, nodes, **more):
+        of_step = {"NUM_TASKS": tasks, "NUM_NODES": nodes, "NODELIST": "gpu[07-08]", "ID": 2}
+        values = {f"STEP_{key}": value for key, value in of_step.items()}
+        values |= {"PROCID": number, "LOCALID": number % (tasks // nodes), "JOB_ID": 1000, **more}
+        for key, value in values.items():
+            monkeypatch.setenv(f"SLURM_{key}", str(value))
+        # What adopting sets is taken back after the test.
+        for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(key, "")
+            monkeypatch.delenv(key)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("node[01-04,07]", "node01"),
+        ("node[07,01-04],login", "node07"),
+        ("gpu-a[3-4],gpu-b[1-2]", "gpu-a3"),
+        ("rack[2-3]n[10-12]", "rack2n10"),
+        ("gpu[5].cluster.org", "gpu5.cluster.org"),
+    ],
+)
+def test_the_first_of_slurms_machines(nodes, first):
+    assert distributed.first_node(nodes) == first
+
+
+def test_a_task_a_gpu_takes_its_place_by_itself(task):
+    task(5, tasks=8, nodes=2)
+    distributed.adopt_tasks()
+    assert distributed.is_joined() and distributed.rank() == 5 and distributed.num_processes() == 8
+    place = {name: os.environ[name] for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    assert place == {"LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": str(15_000 + (31 * 1000 + 2) % 15_000)}
+
+
+@pytest.mark.parametrize(("tasks", "nodes"), [(1, 1), (2, 2)])
+def test_a_task_a_machine_starts_its_own(task, tasks, nodes):
+    task(tasks - 1, tasks=tasks, nodes=nodes)
+    distributed.adopt_tasks()
+    assert not distributed.is_joined() and distributed.has_neighbours() == (tasks > 1)
+    assert distributed.is_main() == (tasks == 1)  # of several machines, the first one's says what is wrong
+
+
+def test_a_batch_script_without_srun_is_one_process(monkeypatch):
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8"), ("SLURM_JOB_ID", "1")):
+        monkeypatch.setenv(name, value)
+    distributed.adopt_tasks()
+    assert not distributed.is_joined() and not distributed.has_neighbours()
+
+
+def test_tasks_and_machines_must_agree(task):
+    task(0, tasks=2, nodes=2)
+    with pytest.raises(
+        DistributedError, match=r"srun has started 2 tasks, one a machine, but distributed\.num_nodes=1"
+    ):
+        distributed.check(processes=4)
+
+
+def test_machines_must_know_where_to_meet():
+    for rendezvous, message in (
+        (None, r"distributed\.num_nodes=2: nobody says where they meet; set distributed\.rendezvous=host:port"),
+        ("node1", r"distributed\.rendezvous=node1: expected host:port"),
+        ("node1:many", r"distributed\.rendezvous=node1:many: expected host:port"),
+        ("no.such.host.invalid:29500", r"no\.such\.host\.invalid:29500, where the machines meet: "),
+    ):
+        with pytest.raises(DistributedError, match=message):
+            distributed.check(processes=4, nodes=2, rendezvous=rendezvous)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(
+            DistributedError, match=rf"127\.0\.0\.1:{port}, where the machines meet: Address already in"
+        ):
+            distributed.check(processes=2, nodes=2, rendezvous=f"127.0.0.1:{port}")
+
+
+def test_a_port_that_is_taken_is_named_to_the_tasks_of_srun_too(task):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        task(0, tasks=2, nodes=1)
+        distributed.adopt_tasks()
+        with pytest.raises(
+            DistributedError, match=f"port {port}, where the tasks of srun meet: Address already in use"
+        ):
+            distributed.join(deepspeed=False, rendezvous=f"localhost:{port}")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "nodes", "expected"), [(0, 4, 1, 4), (1, 4, 1, 1), (2, 4, 1, 2), (8, 4, 1, 4), (2, 8, 2, 4)]
+)
+def test_an_evaluation_makes_do_with_the_gpus_there_are(monkeypatch, gpus, asked, nodes, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert distributed.num_evaluating(asked, nodes) == expected
 
 
 def test_processes_that_composed_different_configs_are_refused(monkeypatch):
@@ -358,7 +233,7 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
     [
         (0, None, "distributed.num_processes=0: expected at least 1"),
         (4, None, "distributed.num_processes=4: this machine has 2 GPUs; set distributed.num_processes=2"),
-        (2, {"zero_optimization": {"stage": 3}}, "distributed.deepspeed.zero_optimization.stage=3: expected at most 2"),
+        (2, {"zero_optimization": {"stage": 3}}, "stage3_gather_16bit_weights_on_model_save=false: a checkpoint would"),
         (2, {**ZERO2, "gradient_clipping": 0.5}, "distributed.deepspeed.gradient_clipping=0.5: method.trl"),
         (2, {**ZERO2, "bf16": {"enabled": True}}, "distributed.deepspeed.bf16.enabled=True: scale.bf16 decides this"),
     ],
@@ -370,6 +245,35 @@ def test_what_cannot_start_is_refused_by_name(monkeypatch, processes, deepspeed,
     with pytest.raises(DistributedError) as refused:
         distributed.check(processes=processes, deepspeed=deepspeed)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_machines_share_the_processes_evenly(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    where = {"nodes": 2, "rendezvous": "localhost:29517"}
+    distributed.check(processes=4, **where)
+    with pytest.raises(DistributedError, match=r"distributed\.num_nodes=2: 3 processes do not divide among so many"):
+        distributed.check(processes=3, **where)
+    with pytest.raises(DistributedError, match=r"has 2 GPUs for 4 of them; set distributed\.num_processes=4"):
+        distributed.check(processes=8, **where)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "gpus", "message"),
+    [
+        ({"version": 2}, 0, r"distributed\.fsdp: without a GPU accelerate would train by ddp in silence"),
+        ({"version": 1}, 2, r"distributed\.fsdp\.version=1: expected 2"),
+    ],
+)
+def test_fsdp_that_would_be_something_else_is_refused(monkeypatch, fsdp, gpus, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(DistributedError, match=message):
+        distributed.check(processes=2, fsdp=fsdp)
+
+
+def test_a_model_is_split_in_one_way(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DistributedError, match="both split the model"):
+        distributed.check(processes=2, deepspeed=ZERO2, fsdp={"version": 2})
 
 
 def test_missing_deepspeed_is_named_with_its_extra(monkeypatch):
@@ -453,6 +357,6 @@ def test_what_does_not_fit_together_is_refused(tmp_path, checkpoint, overrides, 
     assert message in str(refused.value)
 
 
-def test_an_evaluation_takes_one_process(tmp_path, checkpoint):
+def test_an_evaluation_takes_any_number_of_processes(tmp_path, checkpoint):
     overrides = [*COMMON, f"model.path={checkpoint('base')}", f"runs_dir={tmp_path}", "method=eval", "distributed=ddp"]
     assert prepare(compose_config(overrides)).name == "base-eval"

@@ -177,11 +177,14 @@ class RolloutConfig:
 
 @dataclass
 class DistributedConfig:
-    """How many processes train together, and how they share the work."""
+    """How many processes train together, on how many machines, and how they share the work."""
 
     name: str = MISSING
     num_processes: int = MISSING
+    num_nodes: int = MISSING
+    rendezvous: str | None = MISSING
     deepspeed: dict[str, Any] | None = MISSING
+    fsdp: dict[str, Any] | None = MISSING
 
 
 class WandbMode(Enum):

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from visual_r1.examples import Example, Rollout
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.parsing import is_correct, is_well_formed, named_letter
-from visual_r1.rollout.engine import RolloutEngine, Sampling, sample
+from visual_r1.rollout.engine import RolloutEngine, Sampling
+from visual_r1.rollout.sharing import sample_together
 from visual_r1.scoring.scorer import Scorer
 from visual_r1.scoring.strict import Strict
 from visual_r1.statistics import Interval, Stratum, weighted_wilson, wilson
@@ -216,6 +217,9 @@ def evaluate(
 ) -> Report:
     """Asks every question with its image and with a blank one; shows a progress bar under `description`.
 
+    Of several processes all call this together and share the questions; rank 0 has the report, and the others one
+    without rollouts, which has no summary.
+
     Args:
         policy: who is asked.
         engine: what samples.
@@ -236,11 +240,16 @@ def evaluate(
     with tqdm(total=(3 if option_swap else 2) * len(examples), desc=description or benchmark, unit="item") as bar:
 
         def answers(examples: Sequence[Example]) -> tuple[Rollout, ...]:
-            rollouts: list[Rollout] = []
-            for (rollout,) in sample(engine, policy, examples, sampling=sampling, seed=seed):
-                # A whole benchmark of decoded images would fill the memory.
-                rollouts.append(replace(rollout, example=replace(rollout.example, images=())))
-                bar.update(1)
+            end = bar.n + len(examples)
+            rollouts = sample_together(
+                engine,
+                policy,
+                examples,
+                sampling=sampling,
+                seed=seed,
+                progress=lambda count: bar.update(min(count, end - bar.n)),
+            )
+            bar.update(end - bar.n)
             return tuple(rollouts)
 
         return Report(

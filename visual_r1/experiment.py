@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NUM_CHECKED = 32
 """Examples of each data set that are read before a model is loaded."""
 
-_OPTIONAL = frozenset(("num_threads", "max_pixels", "schedule_steps", "train_size", "benchmark_size"))
+_OPTIONAL = frozenset(("num_threads", "max_pixels", "schedule_steps", "train_size", "benchmark_size", "grace_seconds"))
 """The numbers of a scale that may be null."""
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -159,13 +159,14 @@ def run(experiment: Experiment, *, started: float | None = None) -> dict[str, An
     with ExitStack() as stack:
         opened = experiment.folder.open(experiment.config, record)
         is_resumed = distributed.together(lambda: stack.enter_context(opened))
+        distributed.wait_for(experiment.folder.config)
         _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
         if is_resumed:
             _forget_after_checkpoint(experiment.folder)
         with _tracker(experiment) as tracker:
             num_steps = train(experiment, tracker)
-            distributed.leave()  # nobody waits for the evaluation, which would outlast a collective's patience
             before, after = _evaluate(experiment, num_steps)
+            distributed.leave()
             seconds = round(time.perf_counter() - started, 1)
             summary = _summarise(
                 experiment, before, after, steps=num_steps, wall_seconds=seconds, is_resumed=is_resumed
@@ -177,10 +178,11 @@ def run(experiment: Experiment, *, started: float | None = None) -> dict[str, An
 
 
 def take_part(experiment: Experiment) -> None:
-    """What every process but rank 0 does of a run: its share of the training, and nothing that is written."""
+    """What every process but rank 0 does of a run: its share of all that is computed, and nothing that is written."""
     distributed.together(lambda: None)  # while rank 0 opens the folder
+    distributed.wait_for(experiment.folder.config)
     _seed_everything(experiment.seed, num_threads=experiment.config["scale"]["num_threads"])
-    train(experiment, FanOut(()))
+    _evaluate(experiment, train(experiment, FanOut(())))
     distributed.leave()
 
 
@@ -213,14 +215,17 @@ def train(experiment: Experiment, tracker: Tracker) -> int:
         folder=folder,
         seed=experiment.seed,
         save_every_steps=scale["save_every_steps"],
+        grace_seconds=scale["grace_seconds"],
         show_every_steps=scale["show_every_steps"],
         rollouts_every_steps=scale["rollouts_every_steps"],
         keyword_hits=experiment.reflection.find,
         deepspeed=experiment.config["distributed"]["deepspeed"],
+        fsdp=experiment.config["distributed"]["fsdp"],
     )
     policy, num_steps = experiment.method.train(policy, context)
-    if num_steps and distributed.is_main():
+    if num_steps:
         save_policy(policy, folder.model, num_steps=num_steps)
+        distributed.wait_for(folder.model)  # which all evaluate
     return num_steps
 
 
@@ -228,7 +233,8 @@ def _evaluate(experiment: Experiment, num_steps: int) -> tuple[Report | None, Re
     """The starting point and the trained policy on the benchmark; no starting point where nothing was trained.
 
     Both after training: greedy answers of a saved checkpoint are the same at any time, and the first optimizer step
-    comes sooner. Both are read from disk, so what is scored is what was saved.
+    comes sooner. Both are read from disk, so what is scored is what was saved. All processes share the questions, and
+    rank 0 has the answers.
     """
     _free_memory()  # the trainer refers to itself, and its weights and optimizer would lie beside the benchmark's
     before = _report(experiment, experiment.source, "before")
@@ -260,7 +266,8 @@ def _report(experiment: Experiment, source: ModelSource, when: str) -> Report:
         dtype = "float32"
     else:
         dtype = "bfloat16" if experiment.config["scale"]["bf16"] else source.dtype
-    policy = load_policy(replace(source, dtype=dtype, max_pixels=experiment.config["benchmark"]["max_pixels"]))
+    source = replace(source, dtype=dtype, max_pixels=experiment.config["benchmark"]["max_pixels"])
+    policy = distributed.together(lambda: load_policy(source))
     return evaluate(
         policy.with_style(policy.style.for_evaluation()),
         experiment.engine,
@@ -343,7 +350,9 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
 
 def _check_precision(config: Mapping[str, Any]) -> None:
     """Refuses to train bfloat16 weights without a float32 copy: steps of 1e-6 are below their rounding, and vanish."""
-    has_float32_copy = config["adapter"]["lora"] is not None or config["distributed"]["deepspeed"] is not None
+    node = config["distributed"]
+    splits = node["deepspeed"] is not None or node["fsdp"] is not None
+    has_float32_copy = config["adapter"]["lora"] is not None or splits
     if not _trains(config) or config["model"]["dtype"] != "bfloat16":
         return
     if not has_float32_copy:
@@ -351,15 +360,18 @@ def _check_precision(config: Mapping[str, Any]) -> None:
             "model.dtype=bfloat16: small updates would vanish in its rounding; use model.dtype=float32 with "
             "scale.bf16=true, or adapter=lora, or distributed=zero2, which keeps float32 weights beside"
         )
-    if config["distributed"]["deepspeed"] is not None and not config["scale"]["bf16"]:
-        raise ConfigError("model.dtype=bfloat16 scale.bf16=false: DeepSpeed would train in float32; make them agree")
+    if splits and not config["scale"]["bf16"]:
+        raise ConfigError(
+            f"model.dtype=bfloat16 scale.bf16=false: distributed={node['name']} would train in float32; make them agree"
+        )
 
 
 def _check_processes(config: Mapping[str, Any]) -> None:
-    """Refuses to train in another number of processes than the config says; an evaluation takes one in any case."""
+    """Refuses to train in another number of processes than the config says; an evaluation takes any."""
     node = config["distributed"]
     is_alone = not distributed.is_joined()
-    if _trains(config) and is_alone and (node["num_processes"] > 1 or node["deepspeed"] is not None):
+    splits = node["deepspeed"] is not None or node["fsdp"] is not None
+    if _trains(config) and is_alone and (node["num_processes"] > 1 or splits):
         raise ConfigError(
             f"distributed.num_processes={node['num_processes']}: this process is alone; python run.py or torchrun "
             "starts the others"

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visual_r1 import distributed
 from visual_r1.examples import Example
-from visual_r1.files import read_json, write_json
+from visual_r1.files import read_json, sync_files, write_json, writing
 from visual_r1.images import PixelLimits, fit, limits_of
 from visual_r1.prompts import PromptStyle, prompt_style
 
@@ -198,9 +199,10 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
 
     common: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source.path, dtype=getattr(torch, source.dtype), use_safetensors=True, **common
-        )
+        with loading_whole():
+            model = AutoModelForImageTextToText.from_pretrained(
+                source.path, dtype=getattr(torch, source.dtype), use_safetensors=True, **common
+            )
         # Left, because completions start where the prompts of a batch end.
         processor = AutoProcessor.from_pretrained(source.path, padding_side="left", **common)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -220,6 +222,22 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
     trained = model if adapter is None else _with_adapter(model, adapter)
     freeze_modules(model, freeze)  # after the adapters: those inside a frozen part stay as they are too
     return Policy(model=trained, processor=processor, style=style, source=source, freeze=freeze, adapter=adapter)
+
+
+@contextmanager
+def loading_whole() -> Generator[None]:
+    """Loads weights whole in each process, also where a trainer with ZeRO-3 has been set up in it.
+
+    transformers would load a part of them, which only that trainer can put together.
+    """
+    from transformers.integrations import deepspeed
+
+    of_trainer = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = of_trainer
 
 
 def freeze_modules(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -248,19 +266,37 @@ def save_policy(policy: Policy, folder: Path, *, num_steps: int) -> None:
     """Writes a plain Hugging Face folder; adapters are merged, so it loads without peft and without this package.
 
     Merged, the weights are float32: what an adapter has learned at a small learning rate is below bfloat16's rounding.
+
+    Of several processes all call this together, since each may hold a part of the weights; rank 0 writes.
     """
-    model = policy.model
+    from visual_r1.rollout.gathering import is_split, whole_state
+
+    model, split = policy.model, {}
+    if is_split(model):
+        weights = whole_state(model, trained_only=policy.adapter is not None)
+        if policy.adapter is None:
+            split = {"state_dict": weights}
+        elif distributed.is_main():
+            model = _with_trained_adapter(policy, weights)
+    if not distributed.is_main():
+        return
     if policy.adapter is not None:
         model = model.float().merge_and_unload()  # peft's wrapper, not transformers' class
     staging = folder.with_name(f".{folder.name}.partial")
     for leftover in (staging, folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(staging)
-    with checkpoint_chat_template(policy):
-        policy.processor.save_pretrained(staging)
-    asked = {"style": policy.style.name, "prompt": policy.style.wording}
-    write_json(staging / _OUR_FILE, {**asked, "num_steps": num_steps})
-    staging.replace(folder)  # last and at once: where the folder lies, it is whole
+    try:
+        with writing(folder):
+            model.save_pretrained(staging, **split)
+            with checkpoint_chat_template(policy):
+                policy.processor.save_pretrained(staging)
+            asked = {"style": policy.style.name, "prompt": policy.style.wording}
+            write_json(staging / _OUR_FILE, {**asked, "num_steps": num_steps})
+            sync_files(staging)
+            staging.replace(folder)  # last and at once: where the folder lies, it is whole
+    except Exception:
+        shutil.rmtree(staging, ignore_errors=True)  # room for the next attempt
+        raise
 
 
 def saved_steps(folder: Path) -> int | None:
@@ -316,6 +352,18 @@ def _with_adapter(model: PreTrainedModel, adapter: Adapter) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise CheckpointError(f"adapter.target_modules={adapter.target_modules!r}: {_first_line(error)}") from error
+
+
+def _with_trained_adapter(policy: Policy, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The policy in this process alone: the checkpoint that it began as, with the adapters that have been trained.
+
+    peft cannot merge into weights that lie on other processes.
+    """
+    began = load_policy(policy.source, adapter=policy.adapter).model.cpu()
+    adapters = [name for name, parameter in began.named_parameters() if parameter.requires_grad]
+    began.load_state_dict({name: weights[name] for name in adapters}, strict=False)
+    began.generation_config = policy.model.generation_config
+    return began
 
 
 def _check_folder(folder: Path) -> None:

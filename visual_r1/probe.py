@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from visual_r1.examples import Example, Rollout
@@ -11,7 +11,8 @@ from visual_r1.metrics.measure import Metric, measure
 from visual_r1.models import Policy
 from visual_r1.rewards.trl_function import TrlFunction
 from visual_r1.rewards.weighted import WeightedReward, score
-from visual_r1.rollout.engine import RolloutEngine, Sampling, sample
+from visual_r1.rollout.engine import RolloutEngine, Sampling
+from visual_r1.rollout.sharing import sample_together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,17 @@ class Probe:
         return step % self.every_steps == 0 or step == last_step
 
     def measure(self, policy: Policy) -> tuple[dict[str, float], list[Rollout]]:
-        """Values named ``probe/...`` and the rollouts that they were measured on."""
-        groups = sample(self.engine, policy, self.examples, sampling=self.sampling, seed=self.seed)
-        rollouts = [rollout for group in groups for rollout in group]
+        """Values named ``probe/...`` and the rollouts that they were measured on.
+
+        All processes sample, and rank 0 measures; the others get nothing.
+        """
+        rollouts = sample_together(self.engine, policy, self.examples, sampling=self.sampling, seed=self.seed)
+        if not rollouts:
+            return {}, []
+        # They came without the images, which a reward may look at and the trackers show.
+        rollouts = [
+            replace(rollout, example=policy.fitted(self.examples[index])) for index, rollout in enumerate(rollouts)
+        ]
         values = measure(self.metrics, rollouts)
         # A user's function with trl's signature scores trl's batches only, so it has a curve in training alone.
         own = [reward for reward in self.rewards if not isinstance(reward.function, TrlFunction)]

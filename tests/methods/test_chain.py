@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from visual_r1 import manifest
 from visual_r1.methods.chain import Chain, last_kept_step
 from visual_r1.methods.grpo import Grpo
 from visual_r1.methods.sft import Sft
@@ -122,6 +123,7 @@ def reach(folder, step):
     checkpoint = folder.checkpoints / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    manifest.seal(checkpoint, {})
 
 
 def test_a_chain_of_nothing_is_refused(trl_arguments):

@@ -6,6 +6,8 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from transformers import set_seed
+
 from visual_r1 import distributed
 from visual_r1.methods.training import Method, TrainingContext
 from visual_r1.models import Policy, load_policy, save_policy, saved_steps
@@ -49,13 +51,14 @@ class Chain:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 stage = replace(context, folder=folder, first_step=context.first_step + num_steps)
                 trained, steps = method.train(policy, stage)
-                if distributed.is_main():
-                    save_policy(trained, folder.model, num_steps=steps)
-                distributed.meet()  # the others load what rank 0 has just saved
+                save_policy(trained, folder.model, num_steps=steps)
+                del trained
+            distributed.wait_for(folder.model)  # which rank 0 has just saved
             num_steps += saved_steps(folder.model) or 0
             source = replace(policy.source, name=f"{policy.source.name}-{name}", path=str(folder.model))
             if policy.adapter is not None:
                 source = replace(source, dtype="float32")  # as the merged weights were saved: see save_policy
             gc.collect()
+            set_seed(context.seed)  # or adapters would begin otherwise where the stage before them is not run again
             policy = load_policy(source, freeze=policy.freeze, adapter=policy.adapter)
         return policy, num_steps

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from visual_r1 import distributed
 from visual_r1.examples import Example
 from visual_r1.methods.arguments import check_arguments, check_values
+from visual_r1.methods.checkpoints import CheckpointingTrainer
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
     RESERVED,
@@ -31,6 +31,7 @@ from visual_r1.methods.training import (
 )
 from visual_r1.models import Policy
 from visual_r1.prompts import SFT_REFERENCE
+from visual_r1.rollout.gathering import is_split
 
 _LOSSES = ("completion", "text")
 
@@ -82,7 +83,7 @@ class Sft:
             policy = policy.with_style(SFT_REFERENCE)
         stop_at_turn_end(policy)
         trainer = CompletionSftTrainer(policy=policy, context=context, method=self)
-        num_steps = train_from_last_checkpoint(trainer, context.folder)
+        num_steps = train_from_last_checkpoint(trainer, context)
         return replace(policy, model=trainer.accelerator.unwrap_model(trainer.model)), num_steps
 
     def config(self, context: TrainingContext) -> SFTConfig:
@@ -99,7 +100,7 @@ class Sft:
         return on_one_gpu(config)
 
 
-class CompletionSftTrainer(HorizonTrainer, SFTTrainer):
+class CompletionSftTrainer(HorizonTrainer, CheckpointingTrainer, SFTTrainer):
     """trl's trainer on our prompts, probed like every other method."""
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Sft) -> None:
@@ -121,13 +122,18 @@ class CompletionSftTrainer(HorizonTrainer, SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # Before rank 0 writes the file that makes a checkpoint whole.
-        distributed.meet()
+    def _run_epoch(self, **arguments: Any) -> None:
+        # The curve num_tokens; resumed, trl 1.16 would count from 0 again.
+        counts = [row["num_tokens"] for row in self.state.log_history if "num_tokens" in row]
+        self._total_train_tokens = int(counts[-1]) if counts else 0
+        super()._run_epoch(**arguments)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model if model is None else model, resume_from_checkpoint)
+        model = self.model if model is None else model
+        if is_split(model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # of FSDP, by the names in memory
+        else:
+            load_weights(model, resume_from_checkpoint)
 
 
 def ending_at(collate: Callable[[Any], dict[str, Any]], end_token_ids: Collection[int]) -> Callable[[Any], Any]:

@@ -158,15 +158,26 @@ def sample(
     sampling: Sampling,
     seed: int,
     num_generations: int = 1,
+    batches: slice = slice(None),
 ) -> Iterator[list[Rollout]]:
     """The rollouts of each example; images are decoded one engine batch at a time, and each batch has its own seed.
+
+    Args:
+        engine: what samples.
+        policy: who is asked.
+        examples: what is asked.
+        sampling: how tokens are drawn.
+        seed: of all batches together.
+        num_generations: rollouts of each example.
+        batches: the engine batches to sample, all if not given; a batch's rollouts are the same with the others or
+            without.
 
     Raises:
         ValueError: an image or a prompt does not fit the model, with the example's id.
     """
     prompts_per_batch = max(1, engine.batch_size // num_generations)
     with engine.serving(policy) as sampler:
-        for start in range(0, len(examples), prompts_per_batch):
+        for start in range(0, len(examples), prompts_per_batch)[batches]:
             stop = min(start + prompts_per_batch, len(examples))
             batch = [policy.fitted(examples[index]) for index in range(start, stop)]
             check_context(policy, batch, max_completion_length=sampling.max_completion_length)

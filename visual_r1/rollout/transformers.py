@@ -15,6 +15,7 @@ import torch
 
 from visual_r1.models import ModelSource, Policy, device_of
 from visual_r1.rollout.engine import Completion, Conversation, Sampling
+from visual_r1.rollout.gathering import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class TransformersEngine:
         was_training = policy.model.training
         policy.model.eval()
         try:
-            yield TransformersSampler(policy=policy, batch_size=self.batch_size)
+            with whole(policy.model):
+                yield TransformersSampler(policy=policy, batch_size=self.batch_size)
         finally:
             policy.model.train(was_training)
 
