@@ -114,6 +114,12 @@ def test_it_can_be_turned_off(moved, plain):
     assert all(torch.equal(steps[name], step) for name, step in plain[0].items())
 
 
+def test_what_would_be_said_to_trls_own_vllm_is_refused(trl_arguments):
+    method = Grpo(prompts_per_step=2, micro_batch_size=8, trl=trl_arguments(vllm_mode="server"))
+    with pytest.raises(ValueError, match=r"method\.trl\.vllm_mode: .* the group rollout decides this"):
+        method.check()
+
+
 def test_an_unknown_rule_is_refused(trl_arguments):
     method = Grpo(
         prompts_per_step=2, micro_batch_size=8, trl=trl_arguments(vllm_importance_sampling_mode="sequence_msak")

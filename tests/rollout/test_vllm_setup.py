@@ -7,6 +7,9 @@ import json
 import os
 import random
 import shutil
+import socket
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +20,15 @@ from visual_r1.models import ModelSource
 from visual_r1.rollout import vllm_setup
 from visual_r1.rollout.seeds import prompt_seeds
 from visual_r1.rollout.undisturbed import undisturbed
-from visual_r1.rollout.vllm_setup import architecture, check_installed, check_model, environment, kv_cache_bytes
+from visual_r1.rollout.vllm_server_process import server_command
+from visual_r1.rollout.vllm_setup import (
+    architecture,
+    check_installed,
+    check_model,
+    environment,
+    kv_cache_bytes,
+    served_name,
+)
 
 
 def installed(monkeypatch, **versions):
@@ -77,6 +88,50 @@ def test_a_head_that_vllm_cannot_run_on_a_cpu_is_named(checkpoint, tmp_path):
 def test_a_value_out_of_range_is_named(override, message):
     with pytest.raises(ValueError, match=message):
         build(compose_config(["rollout=vllm_colocate", f"rollout.engine.{override}"]).rollout.engine)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("url=localhost", r"rollout\.url=localhost: expected something like http://"),
+        ("timeout_seconds=0", r"rollout\.timeout_seconds=0"),
+        ("batch_size=0", r"rollout\.batch_size=0: expected at least 1"),
+    ],
+)
+def test_a_value_of_the_server_out_of_range_is_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        build(compose_config(["rollout=vllm_server", f"rollout.engine.{override}"]).rollout.engine)
+
+
+def test_a_server_is_named_after_the_architecture_alone(checkpoint, tmp_path):
+    source = ModelSource(name="base", path=str(checkpoint("base")), style="base")
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("base"), folder)
+    assert served_name(replace(source, path=str(folder))) == served_name(source)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rms_norm_eps"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert served_name(replace(source, path=str(folder))) != served_name(source)
+
+
+def test_the_command_of_a_server_says_what_the_run_needs(checkpoint, monkeypatch):
+    monkeypatch.setattr(vllm_setup, "_version", lambda package: {"torch": "2.13.0", "vllm": "0.31.0"}.get(package))
+    source = ModelSource(name="base", path=str(checkpoint("base")), style="base")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        overrides = ["rollout=vllm_server", f"rollout.engine.url=http://127.0.0.1:{port}"]
+        engine = build(compose_config(overrides).rollout.engine)
+        taken.listen()
+        with pytest.raises(ValueError, match=f"127.0.0.1:{port} cannot be bound .*rollout.engine.url=http://127"):
+            server_command(engine, source)
+    command, variables = server_command(engine, source)
+    assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    given = dict(pairwise(command))
+    assert given["--model"] == source.path and given["--served-model-name"] == served_name(source)
+    assert (given["--port"], given["--dtype"], given["--max-num-seqs"]) == (str(port), "float32", "256")
+    assert given["--max-model-len"] == "2048" and given["--logprobs-mode"] == "raw_logprobs"
+    assert variables["VLLM_SERVER_DEV_MODE"] == "1" and variables["VLLM_NO_USAGE_STATS"] == "1"
 
 
 def test_the_memory_of_keys_and_values(policies):

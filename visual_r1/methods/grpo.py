@@ -130,6 +130,9 @@ class Grpo:
         for name, known in _KNOWN_VALUES.items():
             if name in self.trl and self.trl[name] not in known:
                 raise ValueError(f"method.trl.{name}={self.trl[name]}: unknown, expected one of {list(known)}")
+        for name in self.trl:
+            if name.startswith("vllm_") and not name.startswith("vllm_importance_sampling_"):
+                raise ValueError(f"method.trl.{name}: trl's own vLLM is not used; the group rollout decides this")
         check_values(GRPOConfig, {**self._batch_arguments(), **self.trl})
         for name, only in (("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if self.trl.get(name, only) not in (only, 0, 0.0):
