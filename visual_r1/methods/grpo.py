@@ -24,6 +24,7 @@ from trl.trainer.utils import is_async_callable
 from visual_r1 import distributed
 from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
+from visual_r1.methods.checkpoints import CheckpointingTrainer
 from visual_r1.methods.resampling import Resampling
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.training import (
@@ -44,6 +45,7 @@ from visual_r1.models import Policy
 from visual_r1.rewards.trl_function import TrlFunction
 from visual_r1.rewards.weighted import WeightedReward
 from visual_r1.rollout.engine import Completion, Sampling, check_context, to_rollout
+from visual_r1.rollout.gathering import is_split
 from visual_r1.tracking import RolloutRow
 
 if TYPE_CHECKING:
@@ -146,7 +148,7 @@ class Grpo:
 
         trainer_class = RolloutGrpoTrainer if self.resampling is None else ResamplingTrainer
         trainer = trainer_class(policy=policy, context=context, method=self)
-        num_steps = train_from_last_checkpoint(trainer, context.folder)
+        num_steps = train_from_last_checkpoint(trainer, context)
         return trainer.current_policy(), num_steps
 
     def config(self, context: TrainingContext) -> GRPOConfig:
@@ -190,7 +192,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     return scores
 
 
-class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
+class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
     trl's methods are extended and none is rewritten: the loss, the advantages, the sampler and the importance sampling
@@ -245,11 +247,23 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
         self.vllm_generation = _AlreadyServed()
         self._last_loaded_step = -1
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Says, before trl 1.16 loads the reference policy, that it may not lie on every GPU that this process sees.
+
+        Said in trl's configuration from the start, trl would warn that it does not heed it, as is true of the policy.
+        """
+        super().create_accelerator_and_postprocess()
+        self.args.model_init_kwargs = {"device_map": None}
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: what a checkpoint is stands in the run's own record."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model if model is None else model, resume_from_checkpoint)
+        model = self.model if model is None else model
+        if is_split(model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # of FSDP, by the names in memory
+        else:
+            load_weights(model, resume_from_checkpoint)
 
     def _row(self, example: Example) -> dict[str, Any]:
         text = self._policy.style.text(example)
@@ -371,11 +385,6 @@ class RolloutGrpoTrainer(HorizonTrainer, GRPOTrainer):
             every = gather_object([values])
             self._metrics["train"][name] = [fmean(one) for one in zip(*every, strict=True)]
         super().log(logs, start_time)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # Before rank 0 writes the file that makes a checkpoint whole.
-        distributed.meet()
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
