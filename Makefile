@@ -71,7 +71,7 @@ test-engines: $(ENGINES_READY) ## Pass the tests of vLLM, DeepSpeed, several pro
 	$(WITH_ENGINES) $(OFFLINE) OMP_NUM_THREADS=1 $(ENGINES_RUN) -m pytest -m engines -n $(WORKERS) --dist loadfile \
 		--durations=15 --timeout=900 -o faulthandler_timeout=960 -o faulthandler_exit_on_timeout=true
 
-gpu-check: $(ENGINES_READY) ## On a machine with a GPU: one step of the paper's recipe at true size, with time and memory
+gpu-check: $(ENGINES_READY) ## On a machine with a GPU: one step of the paper's recipe at true size, vLLM, ZeRO: time and memory
 	$(WITH_ENGINES) $(OFFLINE) $(ENGINES_RUN) -m visual_r1.gpu_check $(GPU_CHECK)
 
 smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
+from tests.rehearsing import SHALLOW, make_narrow, rehearse
 from visual_r1 import gpu_check, gpu_stages
-from visual_r1.architectures import checkpoints, tokenizer
+from visual_r1.architectures import tokenizer
 
-SHALLOW = ("--device", "cpu", "--text-layers", "2", "--vision-depth", "2")
-STAGES = ["build", "tokenize", "rollout", "grpo_step", "save", "load_again", "vllm", "lora_step"]
+STAGES = [
+    *("build", "tokenize", "rollout", "grpo_step", "save", "load_again", "lora_step"),
+    *("budget", "vllm_colocate", "zero2_step", "zero3_step"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -22,26 +23,7 @@ def no_gpu(monkeypatch):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Two heads instead of twelve, and everything else as it is."""
-    read = checkpoints.read_architecture
-
-    def read_narrow(name):
-        description = read(name)
-        config = description["files"]["config.json"]
-        config |= {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2, "num_key_value_heads": 1}
-        config["vision_config"] |= {"embed_dim": 160, "num_heads": 2, "hidden_size": 256}
-        return description
-
-    monkeypatch.setattr(checkpoints, "read_architecture", read_narrow)
-
-
-def rehearse(tmp_path, *arguments):
-    shallow = (*SHALLOW, "scale.max_pixels=25088")
-    places = ("--out", str(tmp_path / "out"), "--workspace", str(tmp_path))
-    code = gpu_check.main([*shallow, *places, *arguments])
-    reports = list((tmp_path / "out").glob("*.json"))
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the checkpoints are gone
-    return code, json.loads(reports[0].read_text())
+    make_narrow(monkeypatch)
 
 
 def test_the_rehearsal_passes_every_stage(tmp_path, narrow, capsys):
@@ -58,6 +40,11 @@ def test_the_rehearsal_passes_every_stage(tmp_path, narrow, capsys):
         assert stages[name]["parity/logp_difference/max"] < 0.1
     assert stages["grpo_step"]["kl"] == 0  # before the first update the policy is its own reference
     assert stages["load_again"]["first_logp_difference"] < 0.1
+    budget = stages["budget"]
+    assert budget["standing_bytes"] == budget["standing_predicted_bytes"] > 10**8
+    assert budget["vllm_room_tokens"] > budget["vllm_wanted_tokens"] == 4 * 2048
+    for name in ("vllm_colocate", "zero2_step", "zero3_step"):
+        assert "skipped" in stages[name] or stages[name]["seconds"] > 0
     assert (report["architecture"], report["text_layers"], report["vision_depth"]) == ("qwen2_vl_2b", 2, 2)
     recipe = report["record"]["config"]
     assert recipe["method"]["trl"]["learning_rate"] == 1e-6 and recipe["scale"]["name"] == "gpu"

@@ -1,4 +1,4 @@
-"""What `gpu_check` does, one stage after another: from random weights to a step of training, a saved model and vLLM."""
+"""What `gpu_check` does, stage after stage: random weights, a step of training, a saved model, vLLM and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 
+from visual_r1 import distributed, memory
 from visual_r1.architectures import checkpoints
-from visual_r1.config import build, compose_config
+from visual_r1.config import build, compose_config, resolve
 from visual_r1.examples import Example, Rollout
-from visual_r1.files import read_json
+from visual_r1.files import read_json, write_json
 from visual_r1.methods.training import TrainingContext
 from visual_r1.models import ModelSource, Policy, load_policy, save_policy
 from visual_r1.probe import Probe
 from visual_r1.rewards.weighted import WeightedReward
 from visual_r1.rollout.engine import Completion, Sampling
+from visual_r1.rollout.gathering import whole
+from visual_r1.rollout.plain import plain_logps
 from visual_r1.rollout.transformers import TransformersEngine, encode_prompts
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import JsonlTracker
@@ -98,8 +104,11 @@ class Check:
             "grpo_step": self.grpo_step,
             "save": self.save,
             "load_again": self.load_again,
-            "vllm": self.vllm,
             "lora_step": self.lora_step,
+            "budget": self.budget,
+            "vllm_colocate": self.vllm_colocate,
+            "zero2_step": lambda: self.zero_step("zero2"),
+            "zero3_step": lambda: self.zero_step("zero3"),
         }
 
     def recipe(self, *overrides: str) -> Any:
@@ -194,48 +203,129 @@ class Check:
             "equal_tokens": _equal(again.token_ids, answer.token_ids),
         }
 
-    def vllm(self) -> dict[str, Any]:
-        """VLLM loads the same folder and sees the same prompt."""
-        if importlib.util.find_spec("vllm") is None:
-            return {"skipped": "vllm is not installed; pip install '.[vllm]'"}
-        _expect(self._saved.is_dir(), "nothing was saved")
-        cfg = self.recipe()
-        source = ModelSource(name="saved", path=str(self._saved), max_pixels=cfg.model.max_pixels, dtype="bfloat16")
-        policy = load_policy(source)
-        ours = _greedy(policy)
-        question = policy.fitted(Questions(1)[0])
-        image = self._options.workspace / "image.png"
-        question.images[0].save(image)
-        prompt = policy.processor.apply_chat_template(
-            policy.style.messages(question), add_generation_prompt=True, tokenize=False
-        )
-        banned = list(policy.image_token_ids)
-        del policy
-        free_memory()  # vLLM takes its memory at the start
-        out = self._options.workspace / "vllm.json"
-        argument = {"folder": str(self._saved), "image": str(image), "out": str(out), "prompt": prompt}
-        argument |= {"banned": banned, "tokens": len(ours.token_ids)}
-        environment = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-        }
-        result = subprocess.run(
-            [sys.executable, "-c", _VLLM, json.dumps(argument)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **environment},
-        )
-        _expect(result.returncode == 0, f"vLLM failed: {result.stderr.strip()[-2000:]}")
-        answer = read_json(out)
-        _expect(answer["prompt_ids"] == list(ours.prompt_ids), "vLLM counts other prompt tokens than we do")
-        return {"equal_tokens": _equal(answer["token_ids"], ours.token_ids), "tokens": len(ours.token_ids)}
-
     def lora_step(self) -> dict[str, Any]:
         """One step of the recipe for 24 GB: adapters on bfloat16 weights."""
         _, numbers = self._step("adapter=lora", "model.dtype=bfloat16", "scale.micro_batch_size=2")
         return numbers
+
+    def budget(self) -> dict[str, Any]:
+        """What a step keeps beside a vLLM engine is what the arithmetic says, and leaves the engine room."""
+        cfg = self.recipe("rollout=vllm_colocate")
+        shape = memory.shape_of(read_json(self._checkpoint / "config.json"))
+        plan = memory.plan_of(resolve(cfg), shape)
+        on_gpu = torch.cuda.is_available()
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        policy, reference = self._load(cfg), self._load(cfg)
+        moments = [
+            torch.zeros_like(weight, dtype=torch.float32) for weight in policy.model.parameters() for _ in range(2)
+        ]
+        held = [*policy.model.parameters(), *reference.model.parameters(), *moments]
+        counted = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        measured = torch.cuda.memory_allocated() - before if on_gpu else counted
+        predicted = sum(memory.standing(shape, plan).values())
+        _expect(abs(measured - predicted) < 0.02 * predicted, f"{measured} bytes are held, {predicted} were predicted")
+        total = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
+        room = memory.room_for_vllm(shape, plan, device_bytes=total)
+        wanted = plan.engine_kv_bytes // shape.kv_bytes(
+            num_tokens=1, key_bytes=plan.compute_bytes, value_bytes=plan.compute_bytes
+        )
+        _expect(room >= wanted, f"vLLM finds room for {room} tokens, {wanted} are asked for")
+        stages = {f"{stage.name}_predicted_bytes": stage.total for stage in memory.stages(shape, plan)}
+        return {
+            "standing_bytes": measured,
+            "standing_predicted_bytes": predicted,
+            **stages,
+            "vllm_room_tokens": room,
+            "vllm_wanted_tokens": wanted,
+        }
+
+    def vllm_colocate(self) -> dict[str, Any]:
+        """A step's rollouts by vLLM, and again with other weights: it must follow them."""
+        if importlib.util.find_spec("vllm") is None:
+            return {"skipped": "vllm is not installed; pip install '.[vllm]'"}
+        return self._alone("rollouts_by_vllm")
+
+    def rollouts_by_vllm(self) -> dict[str, Any]:
+        """What `vllm_colocate` does in a process of its own, which gives the engine's memory back."""
+        cfg = self.recipe("rollout=vllm_colocate", "model.dtype=bfloat16")
+        policy, method, engine = self._load(cfg), build(cfg.method), build(cfg.rollout.engine)
+        examples = [policy.fitted(one) for one in Questions(method.prompts_per_step)]
+        conversations = [policy.style.messages(one) for one in examples]
+
+        def difference(completion: Completion) -> float:
+            plain = plain_logps(policy, conversations[0], completion.token_ids)
+            return fmean(abs(one - other) for one, other in zip(plain, completion.logps, strict=True))
+
+        started = time.perf_counter()
+        with engine.serving(policy):
+            start_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        with engine.serving(policy) as sampler:
+            push_seconds = time.perf_counter() - started
+            started = time.perf_counter()
+            groups = sampler.generate(
+                conversations,
+                num_generations=method.trl["num_generations"],
+                sampling=method.sampling,
+                seed=0,
+            )
+            seconds = time.perf_counter() - started
+        asleep = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+        first = groups[0][0]
+        differences = [difference(first)]
+        with torch.no_grad():
+            policy.model.model.language_model.norm.weight.mul_(1.5)
+        stale = difference(first)
+        with engine.serving(policy) as sampler:
+            [[again]] = sampler.generate(conversations[:1], num_generations=1, sampling=method.sampling, seed=0)
+        differences.append(difference(again))
+        # bfloat16 against bfloat16 in another order of sums; stale weights are far beyond it.
+        _expect(max(differences) < 0.1, f"vLLM's log-probabilities differ by {differences} on average")
+        _expect(stale > 2 * max(differences), "other weights make no difference: the check would not see a lost push")
+        num_tokens = sum(len(completion.token_ids) for group in groups for completion in group)
+        return {
+            "start_seconds": start_seconds,
+            "push_seconds": push_seconds,
+            "tokens": num_tokens,
+            "tokens_per_second": num_tokens / seconds,
+            "logp_difference": differences[0],
+            "logp_difference_after_push": differences[1],
+            "logp_difference_had_it_kept_its_weights": stale,
+            **({} if asleep is None else {"free_bytes_while_it_sleeps": asleep}),
+        }
+
+    def zero_step(self, name: str) -> dict[str, Any]:
+        """One step under DeepSpeed, in one process: nothing is split, and all of it is built."""
+        if importlib.util.find_spec("deepspeed") is None:
+            return {"skipped": "deepspeed is not installed; pip install '.[deepspeed]'"}
+        return self._alone("step_by_deepspeed", name)
+
+    def step_by_deepspeed(self, name: str) -> dict[str, Any]:
+        """What `zero_step` does in a process of its own, which is the only one of its group."""
+        distributed.join(deepspeed=True)
+        one = (f"distributed={name}", "distributed.num_processes=1", "model.dtype=bfloat16")
+        _, numbers = self._step(*one)
+        if torch.cuda.is_available():
+            numbers["peak_gpu_bytes_of_the_process"] = torch.cuda.max_memory_allocated()
+        distributed.leave()
+        return numbers
+
+    def _alone(self, step: str, *arguments: str) -> dict[str, Any]:
+        """What a method of this class returns in a process of its own."""
+        free_memory()
+        out = self._options.workspace / f"{step}.json"
+        options = {**asdict(self._options), "workspace": str(self._options.workspace)}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja
+        environment = {**os.environ, "PATH": programs, **(group if step == "step_by_deepspeed" else {})}
+        command = [sys.executable, "-c", _CHILD, json.dumps(options), str(out), step, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        _expect(result.returncode == 0, f"{step} failed: {result.stderr.strip()[-2000:]}")
+        return read_json(out)
 
     def _load(self, cfg: Any, *, dtype: str | None = None) -> Policy:
         adapter = None if cfg.adapter.lora is None else build(cfg.adapter.lora)
@@ -270,6 +360,7 @@ class Check:
             show_every_steps=1,
             rollouts_every_steps=1,
             keyword_hits=lambda completion: (),
+            deepspeed=resolve(cfg)["distributed"]["deepspeed"],
         )
         before = _samples(policy)
         try:
@@ -278,7 +369,8 @@ class Check:
             checkpoint_bytes = _bytes_in(folder.checkpoints)
         finally:
             shutil.rmtree(folder.path, ignore_errors=True)
-        after = _samples(trained)
+        with whole(trained.model):
+            after = _samples(trained)
         trainable = {name for name, weight in trained.model.named_parameters() if weight.requires_grad}
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         _expect(bool(moved), "no parameter moved")
@@ -294,24 +386,14 @@ class Check:
         }
 
 
-_VLLM = """
-import json, sys
-from PIL import Image
-from vllm import LLM, SamplingParams
-argument = json.loads(sys.argv[1])
-llm = LLM(
-    argument["folder"], dtype="bfloat16", enforce_eager=True, max_model_len=2048, max_num_seqs=2, seed=0,
-    limit_mm_per_prompt={"image": 1, "video": 0}, kv_cache_memory_bytes=2**28, disable_log_stats=True,
-)
-sampling = SamplingParams(
-    temperature=0, max_tokens=argument["tokens"], ignore_eos=True,
-    logit_bias={token: -100.0 for token in argument["banned"]},
-)
-prompt = {"prompt": argument["prompt"], "multi_modal_data": {"image": Image.open(argument["image"])}}
-[output] = llm.generate([prompt], sampling, use_tqdm=False)
-answer = {"prompt_ids": output.prompt_token_ids, "token_ids": list(output.outputs[0].token_ids)}
-open(argument["out"], "w").write(json.dumps(answer))
-"""
+_CHILD = "import sys; from visual_r1.gpu_stages import in_child; in_child(*sys.argv[1:])"
+
+
+def in_child(options: str, out: str, step: str, *arguments: str) -> None:
+    """One method of `Check`, asked for by another process; what it returns is written to a file."""
+    given = json.loads(options)
+    given |= {"overrides": tuple(given["overrides"]), "workspace": Path(given["workspace"])}
+    write_json(Path(out), getattr(Check(Options(**given)), step)(*arguments))
 
 
 def _greedy(policy: Policy) -> Completion:
