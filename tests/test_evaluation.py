@@ -69,6 +69,8 @@ class Scripted:
     """An engine that says what the script holds for a question, image or blank."""
 
     batch_size: int = 4
+    needs_correction: bool = False
+    warn_logp_difference: float | None = None
     seeds: list[int] = field(default_factory=list)
     tokenizer: Any = None
 
