@@ -50,6 +50,40 @@ def test_what_is_not_training_ends_at_once_and_in_order(number):
     assert errors == f"stopped by {number.name}: the same command goes on\n"
 
 
+def test_an_object_that_is_taken_apart_does_not_swallow_the_notice():
+    """Python prints what is raised there, and goes on."""
+    body = """
+    class Slow:
+        def __del__(self):
+            say('ready')
+            time.sleep(1)
+            say('gone')
+    one = Slow()
+    del one
+    time.sleep(60)
+"""
+    process = start(body)
+    process.send_signal(signal.SIGTERM)
+    code, said, errors = end(process)
+    assert (code, said) == (EXIT_CODE, ["gone", "PreemptedError"])
+    assert errors == "stopped by SIGTERM: the same command goes on\n"
+
+
+def test_a_library_that_swallows_it_delays_the_end_by_seconds():
+    body = """
+    preemption._ORDERLY_SECONDS = 0.3
+    say('ready')
+    try:
+        time.sleep(60)
+    except BaseException:
+        say('swallowed')
+    time.sleep(60)
+"""
+    process = start(body)
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[:2] == (EXIT_CODE, ["swallowed"])
+
+
 WAITING = """
     with preemption.deferred(grace_seconds={grace}):
         say('ready')
@@ -73,8 +107,8 @@ def test_past_the_grace_it_ends_without_saving():
     code, said, errors = end(process)
     assert (code, said) == (EXIT_CODE, ["SIGTERM"])
     assert errors == (
-        "the step did not end within 0.2 seconds of the signal: stopped without saving; the same command goes on from "
-        "the last checkpoint (exit code 75)\n"
+        "\nthe step did not end within 0.2 seconds of the signal: stopped without saving; the same command goes on "
+        "from the last checkpoint (exit code 75)\n"
     )
 
 
@@ -98,7 +132,7 @@ def test_a_second_notice_ends_it_at_once():
     process.send_signal(signal.SIGTERM)
     code, said, errors = end(process)
     assert (code, said) == (EXIT_CODE, [])
-    assert errors.startswith("stopped at once by a second signal, SIGTERM; the same command goes on")
+    assert errors.startswith("\nstopped at once by a second signal, SIGTERM; the same command goes on")
 
 
 def test_a_notice_that_nobody_asked_about_counts_when_the_block_ends():

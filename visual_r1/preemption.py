@@ -24,6 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _ONE_NOTICE_SECONDS = 2.0
 """A scheduler that signals a whole group of processes, and a launcher that passes the signal on, say one thing."""
+_ORDERLY_SECONDS = 10.0
+"""How long a process that has nothing to save takes at most to end in order, finishing its record and its engines."""
+_FINALIZER_SECONDS = 0.02
+"""After which a notice comes again that has found an object being taken apart."""
 
 
 class PreemptedError(SystemExit):
@@ -140,11 +144,25 @@ def say(message: str) -> None:
         print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
-def _on_signal(number: int, _frame: FrameType | None) -> None:
-    is_first, _notice.name = _notice.name is None, signal.Signals(number).name
-    if is_first and not _notice.is_deferred:
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _notice.name is not None:
+        return
+    if not _notice.is_deferred and _is_in_finalizer(frame):
+        threading.Timer(_FINALIZER_SECONDS, os.kill, (os.getpid(), number)).start()
+        return
+    _notice.name = signal.Signals(number).name
+    if not _notice.is_deferred:
         say(f"stopped by {_notice.name}: the same command goes on")
         raise PreemptedError
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    """Whether an exception raised now would be printed and forgotten."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(reader: int, notice: _Notice) -> None:
@@ -157,21 +175,23 @@ def _watch(reader: int, notice: _Notice) -> None:
         now = time.monotonic()
         if first is None:
             first = now
-            if notice.is_deferred and notice.grace_seconds is not None:
-                threading.Thread(target=_end_after, args=(notice.grace_seconds, notice), daemon=True).start()
+            seconds = notice.grace_seconds if notice.is_deferred else _ORDERLY_SECONDS
+            if seconds is not None:
+                threading.Thread(target=_end_after, args=(seconds, notice), daemon=True).start()
         elif now - first > _ONE_NOTICE_SECONDS:
             _end(notice, f"stopped at once by a second signal, {signal.Signals(number).name}")
 
 
-def _end_after(grace_seconds: float, notice: _Notice) -> None:
-    time.sleep(grace_seconds)
-    if not notice.is_deferred:  # it has saved, and only the record was still being finished
+def _end_after(seconds: float, notice: _Notice) -> None:
+    time.sleep(seconds)
+    if not notice.is_deferred:  # it is about to end, and only its record is still being finished
         os._exit(EXIT_CODE)
-    _end(notice, f"the step did not end within {grace_seconds:g} seconds of the signal: stopped without saving")
+    _end(notice, f"the step did not end within {seconds:g} seconds of the signal: stopped without saving")
 
 
 def _end(notice: _Notice, what: str) -> None:
     if notice.says:
-        print(f"{what}; the same command goes on from the last checkpoint (exit code {EXIT_CODE})", file=sys.stderr)
-        sys.stderr.flush()
+        # On a line of its own: a progress bar leaves the one that it stands on open.
+        goes_on = f"the same command goes on from the last checkpoint (exit code {EXIT_CODE})"
+        print(f"\n{what}; {goes_on}", file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)

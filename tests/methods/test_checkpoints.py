@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.training_args import OptimizerNames
 
 from visual_r1 import manifest
 from visual_r1.files import WriteError, read_json
@@ -24,7 +25,7 @@ def trainer():
     halves = [torch.nn.Parameter(torch.zeros(500_000), requires_grad=is_trained) for is_trained in (True, False)]
     return SimpleNamespace(
         model=torch.nn.ParameterList(halves),
-        args=SimpleNamespace(max_steps=10, save_steps=4, optim="adamw_torch"),
+        args=SimpleNamespace(max_steps=10, save_steps=4, optim=OptimizerNames.ADAMW_TORCH),
         is_deepspeed_enabled=False,
     )
 

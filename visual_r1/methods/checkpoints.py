@@ -105,7 +105,7 @@ def check_space(trainer: Trainer, folder: RunFolder) -> None:
             f"{folder.path}: {gigabytes(available)} free, but {what} take at least {gigabytes(least)}: make room, or "
             "choose another runs_dir"
         )
-    if available < likely and "adam" in str(trainer.args.optim):
+    if available < likely and "adam" in str(trainer.args.optim).lower():
         _logger.warning(
             "%s: %s free, but %s will take about %s: the run will stop when the disk is full",
             *(folder.path, gigabytes(available), what, gigabytes(likely)),

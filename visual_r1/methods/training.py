@@ -194,7 +194,12 @@ def train_from_last_checkpoint(trainer: Any, context: TrainingContext) -> int:
             return state["global_step"]
     distributed.together(lambda: check_space(trainer, folder))
     with preemption.deferred(grace_seconds=context.grace_seconds):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, TrackingCallback):
+                    callback.close()
         signals = [name for name in distributed.gathered(preemption.announced_by()) if name]
         if signals:
             _end_preempted(trainer.state.global_step, folder, signal=signals[0])
@@ -279,8 +284,8 @@ class TrackingCallback(TrainerCallback):
         """Takes numbers for the next line that is shown."""
         self._shown |= values
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
-        """Closes the progress bar."""
+    def close(self) -> None:
+        """Closes the progress bar, so that what is printed next has a line of its own."""
         if self._bar is not None:
             self._bar.close()
 
