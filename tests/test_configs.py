@@ -22,7 +22,10 @@ from visual_r1.config import (
 
 ROOT = CONF.parent
 GROUPS = sorted(
-    str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml") if file.name != "config.yaml"
+    str(file.relative_to(CONF).with_suffix(""))
+    for file in CONF.rglob("*.yaml")
+    # How a sweep runs is no part of a run, and needs extras: tests/engines/test_sweeps_launchers.py.
+    if file.name != "config.yaml" and file.parent.name not in ("launcher", "search")
 )
 METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 

@@ -1,14 +1,16 @@
 """The types of conf/, and how a composed config becomes objects. YAML holds the values; no default stands here.
 
-Only this module and run.py know Hydra and OmegaConf.
+Only this module, sweeps/compose.py and run.py know Hydra and OmegaConf.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ class ScaleConfig:
     benchmark_size: int | None = MISSING
     rollout_batch_size: int = MISSING
     save_every_steps: int = MISSING
+    grace_seconds: int | None = MISSING
     show_every_steps: int = MISSING
     rollouts_every_steps: int = MISSING
 
@@ -271,14 +274,20 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: an unknown key, option or value.
     """
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            return compose("config", overrides=expand_model_path(overrides), return_hydra_config=True)
-        except Exception as error:  # Hydra's own kinds have no common base; each names the key and the choices
-            if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
-                raise
-            reasons = [_in_short(str(one)) for one in (error, error.__cause__) if one is not None]
-            raise ConfigError(": ".join(reasons)) from error
+    with initialize_config_dir(str(CONF), version_base="1.3"), in_one_line():
+        return compose("config", overrides=spell_out(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def in_one_line() -> Generator[None]:
+    """Turns what Hydra and OmegaConf raise within the block into a `ConfigError`."""
+    try:
+        yield
+    except Exception as error:  # their own kinds have no common base; each names the key and the choices
+        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        reasons = [_in_short(str(one)) for one in (error, error.__cause__) if one is not None]
+        raise ConfigError(": ".join(reasons)) from error
 
 
 def _in_short(reason: str) -> str:
@@ -288,6 +297,42 @@ def _in_short(reason: str) -> str:
         line.strip() for line in lines if not line.strip().startswith(("full_key:", "object_type=", "reference_type"))
     ]
     return " ".join(" ".join(kept).split())
+
+
+_PLUGINS = {
+    "launcher=joblib": ("hydra_joblib_launcher", "sweeps"),
+    "launcher=submitit_local": ("hydra_submitit_launcher", "sweeps"),
+    "launcher=submitit_slurm": ("hydra_submitit_launcher", "sweeps"),
+    "launcher=ray": ("hydra_ray_launcher", "ray"),
+    "search": ("hydra_optuna_sweeper", "sweeps"),
+}
+"""What a choice needs installed, and the extra that brings it."""
+
+
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """Turns what is natural to type into what is there: a path as a model, Hydra's names of launchers and sweepers.
+
+    Ours come with settings that suit a run; Hydra's own entries of the same names cannot be changed.
+
+    Raises:
+        ConfigError: as `expand_model_path`, or a choice needs an extra that is not installed.
+    """
+    ours = {"hydra/launcher": "launcher", "hydra/sweeper": "search"}
+    spelled: list[str] = []
+    for argument in expand_model_path(arguments):
+        key, equals, value = argument.partition("=")
+        has_our_own = key in ours and (CONF / ours[key] / f"{value}.yaml").exists()
+        spelled.append(f"{ours[key]}{equals}{value}" if has_our_own else argument)
+    for argument in spelled:
+        if argument != "search=none":
+            _check_installed(argument)
+    return spelled
+
+
+def _check_installed(argument: str) -> None:
+    module, extra = _PLUGINS.get(argument) or _PLUGINS.get(argument.partition("=")[0], ("", ""))
+    if module and (find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{module}") is None):
+        raise ConfigError(f"{argument}: {module.replace('_', '-')} is not installed: pip install 'visual-r1[{extra}]'")
 
 
 def expand_model_path(arguments: Sequence[str]) -> list[str]:
@@ -436,6 +481,20 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a value is missing, an interpolation leads nowhere, or a class cannot be built (see `build`).
     """
+    result = resolve_unchecked(cfg)
+    node = cfg.copy()
+    OmegaConf.set_struct(node, False)
+    node.pop("hydra", None)
+    check_targets(node)
+    return result
+
+
+def resolve_unchecked(cfg: DictConfig) -> dict[str, Any]:
+    """The same without a look at the classes, which would load torch.
+
+    Raises:
+        ConfigError: a value is missing, or an interpolation leads nowhere.
+    """
     node = cfg.copy()
     OmegaConf.set_struct(node, False)
     node.pop("hydra", None)
@@ -443,7 +502,6 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         result = OmegaConf.to_container(node, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    check_targets(node)
     if not isinstance(result, dict):
         raise TypeError("a config is a mapping")
     return {str(key): value for key, value in result.items()}

@@ -68,6 +68,14 @@ def test_numbers_that_somebody_has_chosen_are_counted_as_he_counts(monkeypatch, 
         assert held is not None and held.environment == {VARIABLE: "5"}
 
 
+def test_two_jobs_of_slurm_on_a_machine_both_call_their_gpu_0(monkeypatch):
+    folders = set()
+    for number in ("17", "18"):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        folders.add(devices.default_folder())
+    assert len(folders) == 2
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import pytest
 from visual_r1.files import write_json
 from visual_r1.run_folder import RunFolder
 from visual_r1.sweeps.job import objective
-from visual_r1.sweeps.ledger import Record, SweepFolder, last_lines
+from visual_r1.sweeps.ledger import SweepFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,7 +136,8 @@ def test_a_killed_job_stops_no_other_and_is_the_only_one_that_comes_again(tmp_pa
     assert re.search(r"^1    failed +0\.0 +runs/1$", done.stdout, re.MULTILINE)
     log = tmp_path / "sweep" / "job_1.log"
     assert f"job 1: killed by SIGKILL\n  | step 2\n  log: {log}\n" in done.stdout
-    assert "job 2: exit code 1\n  | a line\n  | Error: no such thing\n" in done.stdout
+    assert "job 2: exit code 1\n  | " in done.stdout
+    assert "  | a line\n" in done.stdout and "  | Error: no such thing\n" in done.stdout
     assert "values [0.5, None, None, 0.5]" in done.stdout
     assert "Error: no such thing" in done.stderr and "a line" not in done.stderr
 
@@ -270,6 +270,7 @@ def test_jobs_at_once_see_gpus_of_their_own_and_share_the_cores(tmp_path):
         running.append(subprocess.Popen(arguments, cwd=place, env=env, stdout=subprocess.PIPE, text=True))
     outputs = [one.communicate(timeout=120)[0] for one in running]
     seen = [found.groups() for one in outputs if (found := re.search(r"sees (\S+) (\d+)", one))]
+    assert sum("job 0: waits for 2 of the GPUs 4, 5, 6, 7\n" in one for one in outputs) == 1
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     assert len(seen) == 3 and set(seen) == {("4,5", threads), ("6,7", threads)}
 
@@ -281,21 +282,3 @@ def test_the_objective_is_the_probe_of_a_finished_run(tmp_path):
     assert objective(folder) is None
     write_json(folder.summary, {"accuracy_after": 0.9, "probe_accuracy_after": 0.25})
     assert objective(folder) == 0.25
-
-
-def test_the_last_lines_are_those_that_count(tmp_path):
-    log = tmp_path / "log"
-    assert last_lines(log) == []
-    log.write_bytes(b"".join(b"line %d\n" % number for number in range(10_000)) + b"\n 1%\r 2%\xff\n\n")
-    assert last_lines(log) == [*(f"line {number}" for number in range(9_993, 10_000)), " 2%\ufffd"]
-
-
-def test_a_record_of_a_job_is_a_file(tmp_path):
-    folder = SweepFolder(tmp_path)
-    record = Record(number=11, run="runs/x", state="running")
-    folder.write(record)
-    folder.write(Record(number=2, run="runs/y", state="finished", seconds=3.0))
-    (tmp_path / "job_2.log").touch()
-    assert [one.number for one in folder.records()] == [2, 11]
-    assert folder.records()[1] == record
-    assert json.loads((tmp_path / "job_2.json").read_text())["seconds"] == 3.0

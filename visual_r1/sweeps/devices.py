@@ -50,8 +50,12 @@ def visible() -> tuple[str, ...]:
 
 
 def default_folder() -> Path:
-    """Where all sweeps of a user on this machine keep the locks of its GPUs."""
-    return Path(tempfile.gettempdir()) / f"visual_r1-gpus-{os.getuid()}"
+    """Where all sweeps of a user on this machine keep the locks of its GPUs.
+
+    Of SLURM's jobs each has its own: it counts the GPUs that it gives to a job from 0, whichever they are.
+    """
+    allocation = f"-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    return Path(tempfile.gettempdir()) / f"visual_r1-gpus-{os.getuid()}{allocation}"
 
 
 @contextmanager

@@ -36,6 +36,12 @@ class Job:
     num_at_once: int
     """How many jobs share this machine."""
 
+    @property
+    def run(self) -> str:
+        """The run folder as it was typed."""
+        path = self.folder.path
+        return str(path.relative_to(self.directory) if path.is_relative_to(self.directory) else path)
+
 
 def run_job(job: Job) -> float | None:
     """Runs a job in a process of its own and writes down what became of it.
@@ -47,19 +53,27 @@ def run_job(job: Job) -> float | None:
     """
     if job.sweep.stop_signal() is not None:
         return None
-    record = Record(number=job.number, run=str(job.folder.path), state="running")
+    record = Record(number=job.number, run=job.run, state="running")
     try:
         job.folder.check(job.config)
     except RunFinishedError:
-        _close(job, replace(record, state="skipped"))
-        return objective(job.folder)
+        value = objective(job.folder)
+        _close(job, replace(record, state="skipped", objective=value))
+        return value
     except (ValueError, OSError) as error:
         refuse(job.sweep, job.number, run=record.run, reason=str(error))
         return None
     was_begun = job.folder.is_begun
-    wanted = devices.visible() if job.num_gpus else ()
+    gpus, said = devices.visible() if job.num_gpus else (), []
+
+    def is_stopped_while_waiting() -> bool:
+        if not said:
+            said.append(f"job {job.number}: waits for {job.num_gpus} of the GPUs {', '.join(gpus)}")
+            print(said[0], flush=True)
+        return _is_stopped(job.sweep)
+
     folder = devices.default_folder()
-    with devices.lease(wanted, job.num_gpus, folder=folder, is_stopped=lambda: _is_stopped(job.sweep)) as lease:
+    with devices.lease(gpus, job.num_gpus, folder=folder, is_stopped=is_stopped_while_waiting) as lease:
         if lease is None:
             return None
         started = time.perf_counter()
@@ -79,9 +93,10 @@ def run_job(job: Job) -> float | None:
         )
     state = _state(job, ended, was_begun=was_begun)
     seconds = round(time.perf_counter() - started, 1)
-    _close(job, replace(record, state=state, seconds=seconds, reason=_reason(ended) if state == "failed" else None))
+    reason, value = _reason(ended) if state == "failed" else None, objective(job.folder)
+    _close(job, replace(record, state=state, seconds=seconds, reason=reason, objective=value))
     _heed(job.sweep, ended, launchers)
-    return objective(job.folder) if state in ("finished", "resumed") else None
+    return value
 
 
 def refuse(sweep: SweepFolder, number: int, *, run: str, reason: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from visual_r1.sweeps.processes import SIGNALS
 
 State = Literal["running", "finished", "skipped", "resumed", "failed", "preempted", "stopped"]
 
+_ONE_NOTICE_SECONDS = 2.0
 _SHOWN_LINES = 8
 _TAIL_BYTES = 2**14
 
@@ -37,6 +39,8 @@ class Record:
     seconds: float | None = None
     log: str | None = None
     """The file with its output; None for a job that was not started."""
+    objective: float | None = None
+    """Its accuracy on the probe, once it is finished; what a search maximises."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class SweepFolder:
     """The folder of one sweep, named by the clock: a sweep that is typed again is another, of the same runs."""
 
     path: Path
+
+    @property
+    def _stopped_by(self) -> Path:
+        return self.path / "stopped_by"
 
     def begin(self, command: str, runs: Sequence[str] | None) -> None:
         """Writes down what was typed, by which process.
@@ -76,15 +84,20 @@ class SweepFolder:
     def stop(self, number: int) -> None:
         """Lets no further job start, and hands the signal to those that run, wherever they do."""
         if self.stop_signal() is None:
-            write_text(self.path / "stopped_by", signal.Signals(number).name)
+            write_text(self._stopped_by, signal.Signals(number).name)
 
     def stop_signal(self) -> int | None:
         """The signal that has stopped the sweep; None while it goes on."""
-        path = self.path / "stopped_by"
-        return signal.Signals[path.read_text()] if path.exists() else None
+        return signal.Signals[self._stopped_by.read_text()] if self._stopped_by.exists() else None
 
     def note_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Handles a signal to the process that was typed: its jobs end first, and then it does."""
+        """Handles a signal to the process that was typed: its jobs end first, and then it does; told again, at once.
+
+        Raises:
+            KeyboardInterrupt: it was told before. What a scheduler and a launcher say at the same time is said once.
+        """
+        if self.stop_signal() is not None and time.time() - self._stopped_by.stat().st_mtime > _ONE_NOTICE_SECONDS:
+            raise KeyboardInterrupt
         self.stop(number)
 
     @contextmanager
@@ -112,24 +125,37 @@ def exit_code(sweep: SweepFolder) -> int:
 def table(sweep: SweepFolder, *, seconds: float) -> str:
     """What became of each job, with the last lines of those that have failed."""
     records = sweep.records()
-    runs = read_json(sweep.path / "sweep.json")["runs"] or [record.run for record in records]
+    planned = read_json(sweep.path / "sweep.json")["runs"]
+    runs = planned or [record.run for record in records]
     known = {record.number: record for record in records}
     states = [_state(known.get(number)) for number in range(len(runs))]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     rows = [("job", "state", "minutes", "run")]
     for number, (run, state) in enumerate(zip(runs, states, strict=True)):
         rows.append((str(number), state, _minutes(known.get(number)), run))
-    parts = [f"sweep: {len(runs)} jobs in {seconds / 60:.1f} minutes: {counts}", "", *aligned(rows)]
+    jobs = f"{len(runs)} job{'' if len(runs) == 1 else 's'}"
+    parts = [f"sweep: {jobs} in {seconds / 60:.1f} minutes: {counts}", "", *aligned(rows)]
+    if planned is None:
+        parts += ["", *_best(records)]
     for record in records:
         if record.state in ("failed", "running"):
             parts += ["", *_failure(record)]
     return "\n".join(parts)
 
 
+def _best(records: Sequence[Record]) -> list[str]:
+    """What a search has found."""
+    measured = [(record.objective, record) for record in records if record.objective is not None]
+    if not measured:
+        return ["best: none, for no job has finished"]
+    accuracy, record = max(measured, key=lambda one: one[0])
+    return [f"best: job {record.number}, {100 * accuracy:.1f} % on the probe: {record.run}"]
+
+
 def _state(record: Record | None) -> str:
     if record is None:
         return "not started"
-    return "lost" if record.state == "running" else record.state
+    return "unknown" if record.state == "running" else record.state
 
 
 def _minutes(record: Record | None) -> str:
@@ -137,7 +163,7 @@ def _minutes(record: Record | None) -> str:
 
 
 def _failure(record: Record) -> list[str]:
-    reason = record.reason or "the process that watched it is gone; the same command goes on"
+    reason = record.reason or "nothing was heard of its end: it runs on elsewhere, or who watched it is gone"
     lines = [f"job {record.number}: {reason}"]
     if record.log is None:
         return lines
