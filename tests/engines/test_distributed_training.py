@@ -41,6 +41,8 @@ EXPERIMENTS = {
     "resumed": (*LENGTH, "method.trl.beta=0.04"),
 }
 IN_ONE = ("grpo", "sft", "lora", "chain")
+# By default ZeRO-3 keeps weights of up to 1e5 values whole, and lets go of no other before 1e9 are: all of nano's.
+NOTHING_STAYS_WHOLE = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
 MICRO_BATCH = {  # of one process, of each of two
     "parts": (16, 4),  # two micro-batches where one process has one
     "straddling": (12, 6),
@@ -82,6 +84,8 @@ def two(request, tmp_path_factory, checkpoint):
     """The experiments in two processes, by name; ``resumed`` was cut off at a checkpoint twice, ``whole`` was not."""
     path = tmp_path_factory.mktemp(request.param)
     chosen = [f"distributed={request.param}", "distributed.num_processes=2"]
+    if request.param == "zero3":
+        chosen += [f"++distributed.deepspeed.zero_optimization.stage3_{limit}=0" for limit in NOTHING_STAYS_WHOLE]
     names = (*EXPERIMENTS, "resumed", "resumed")
     experiments = [[*overrides_of(name, checkpoint("base"), path, processes=2), *chosen] for name in names]
     file = path / "experiments.json"
