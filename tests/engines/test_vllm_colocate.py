@@ -342,7 +342,7 @@ def test_another_architecture_starts_another_engine(engine, tmp_path, policies):
     assert engine._running is not running
 
 
-NUM_STEPS = 10
+NUM_STEPS = 8
 
 
 def curve(make_context, trl_arguments, engine, seed):
@@ -356,13 +356,13 @@ def curve(make_context, trl_arguments, engine, seed):
     context = replace(context, probe=replace(context.probe, engine=engine, every_steps=1000))
     trl = trl_arguments(
         num_generations=8,
-        max_completion_length=64,
+        max_completion_length=48,
         optim="adamw_torch",
         learning_rate=3e-4,
         max_steps=NUM_STEPS,
     )
     policy = load_policy(SOURCES["base"])
-    Grpo(prompts_per_step=8, micro_batch_size=64, trl=trl).train(policy, context)
+    Grpo(prompts_per_step=4, micro_batch_size=32, trl=trl).train(policy, context)
     steps = context.tracker.steps
     return [steps[step] for step in range(1, NUM_STEPS + 1)]
 

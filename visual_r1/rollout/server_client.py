@@ -34,7 +34,7 @@ class ServerClient:
 
     def get(self, route: str) -> Any:
         """The answer of a route; as `post`."""
-        return self._ask(Request(f"{self.url}/{route}"), self.timeout_seconds)
+        return self._ask(Request(f"{self.url}/{route}"))
 
     def post(self, route: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer, from JSON; None where it is empty.
@@ -45,11 +45,11 @@ class ServerClient:
         """
         data = json.dumps(body or {}).encode()
         request = Request(f"{self.url}/{route}", data=data, headers={"Content-Type": "application/json"})
-        return self._ask(request, self.timeout_seconds)
+        return self._ask(request)
 
-    def _ask(self, request: Request, timeout: float) -> Any:
+    def _ask(self, request: Request) -> Any:
         try:
-            with _OPENER.open(request, timeout=timeout) as response:
+            with _OPENER.open(request, timeout=self.timeout_seconds) as response:
                 content = response.read()
         except HTTPError as error:
             reason = " ".join(error.read().decode(errors="replace").split())[:300]

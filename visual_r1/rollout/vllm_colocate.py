@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ class VllmColocateEngine:
         with undisturbed(), _dying():
             running.wake(policy)
         try:
-            yield VllmSampler(policy=policy, running=running, batch_size=self.batch_size)
+            yield VllmSampler(policy=policy, running=running)
         finally:
             with undisturbed():
                 running.rest()
@@ -121,6 +122,7 @@ class VllmColocateEngine:
 
     def _llm(self, policy: Policy, dtype: str) -> LLM:
         os.environ |= environment()
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that a CPU has no Triton
         from vllm import LLM
 
         from visual_r1.rollout.vllm_worker import WORKER
@@ -174,10 +176,11 @@ class _Running:
 
     def wake(self, policy: Policy) -> None:
         """Gives it the policy's weights, and forgets what it has computed with others."""
-        if self.sleeps and self.llm.llm_engine.is_sleeping():
+        is_asleep = self.sleeps and self.llm.llm_engine.is_sleeping()
+        if is_asleep:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("take_weights", args=(policy_weights(policy),))
-        if self.sleeps:
+        if is_asleep:  # now that nothing else needs room
             self.llm.wake_up(tags=["kv_cache"])
         self.forget()
 
@@ -198,7 +201,6 @@ class VllmSampler:
 
     policy: Policy
     running: _Running
-    batch_size: int
 
     def generate(
         self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
