@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from visual_r1.cli import main
 from visual_r1.config import build, compose_config
 from visual_r1.models import ModelSource
 from visual_r1.rollout import vllm_setup
@@ -132,6 +133,11 @@ def test_the_command_of_a_server_says_what_the_run_needs(checkpoint, monkeypatch
     assert (given["--port"], given["--dtype"], given["--max-num-seqs"]) == (str(port), "float32", "256")
     assert given["--max-model-len"] == "2048" and given["--logprobs-mode"] == "raw_logprobs"
     assert variables["VLLM_SERVER_DEV_MODE"] == "1" and variables["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_only_a_run_with_a_server_starts_one(capsys):
+    assert main(["rollout-server", "rollout=vllm_colocate"]) == 2
+    assert "rollout=vllm_colocate: has no server; add rollout=vllm_server" in capsys.readouterr().err
 
 
 def test_the_memory_of_keys_and_values(policies):
