@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ class VllmColocateEngine:
         if self._running is not None and self._running.kind != kind:
             self.close()
         if self._running is None:
-            with undisturbed(), _dying():
+            with undisturbed(), _dying(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what it leans on will change in torch
                 self._running = _Running(
                     llm=self._llm(policy, dtype), kind=kind, sleeps=self.sleep and torch.cuda.is_available()
                 )
