@@ -20,11 +20,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +132,7 @@ def startup(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
             f"{engine}, first completion": lambda engine=engine: child("startup", NANO, engine=engine)
             for engine in ENGINES
         },
+        "vllm_server, ready": server_ready,
         "a run of one step, one process": lambda: whole_run(folder, "distributed=single"),
         "a run of one step, ddp, two processes": lambda: whole_run(folder, "distributed=ddp"),
         "a run of one step, zero2, two processes": lambda: whole_run(
@@ -207,6 +211,39 @@ def whole_run(folder: Path, *overrides: str) -> float:
     started = time.perf_counter()
     train(folder, NANO, "scale.max_steps=1", *overrides)
     return time.perf_counter() - started
+
+
+def server_ready() -> float:
+    """Seconds until ``visual-r1 rollout-server`` answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    words = ("rollout=vllm_server", f"rollout.engine.url={url}", f"scale.rollout_batch_size={max(BATCHES)}")
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "visual_r1.cli", "rollout-server", *words]
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=said, stderr=said, start_new_session=True
+        )
+        try:
+            while not _answers(url):
+                if server.poll() is not None:
+                    said.seek(0)
+                    raise RuntimeError(f"{' '.join(command)}: {said.read().decode()[-2000:]}")
+                time.sleep(0.1)
+            return time.perf_counter() - started
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def child(part: str, model: Path, *, engine: str = "", quick: bool = False) -> Any:

