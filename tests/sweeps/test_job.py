@@ -275,6 +275,27 @@ def test_jobs_at_once_see_gpus_of_their_own_and_share_the_cores(tmp_path):
     assert len(seen) == 3 and set(seen) == {("4,5", threads), ("6,7", threads)}
 
 
+def test_a_gpu_is_held_until_the_job_itself_has_ended(tmp_path):
+    """Not only until the process that watches it is killed."""
+    script = f"""
+import fcntl, os, pathlib, signal, time
+parent = os.getppid()
+os.kill(parent, signal.SIGKILL)
+while os.getppid() == parent:
+    time.sleep(0.01)
+[lock] = pathlib.Path({str(tmp_path)!r}).glob("visual_r1-gpus-*/0.lock")
+try:
+    fcntl.flock(os.open(lock, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    pathlib.Path("held").write_text("1")
+else:
+    pathlib.Path("held").write_text("0")
+"""
+    env = environment(CUDA_VISIBLE_DEVICES="0", TMPDIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", SWEEP, "", "", script], cwd=tmp_path, env=env, check=False, timeout=120)
+    assert wait_for(tmp_path / "held") == 1
+
+
 def test_the_objective_is_the_probe_of_a_finished_run(tmp_path):
     folder = RunFolder(tmp_path)
     assert objective(folder) is None
