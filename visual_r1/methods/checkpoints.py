@@ -66,20 +66,16 @@ def _seal(folder: Path) -> None:
 
 
 def _advance(dataloader: Any, epoch: int) -> None:
-    """Brings a fresh sampler to the epoch that a run is resumed in.
+    """Brings trl's sampler to the epoch that a run is resumed in: trl 1.16 would draw the first epoch's order again.
 
-    transformers 5.17 tells the epoch to samplers that ask for it. trl's does not, and draws the first epoch's order
-    again; and of several processes, none of them hears it once the batches that were seen are skipped.
+    Other samplers hear the epoch from transformers.
     """
     sampler = dataloader.batch_sampler
     while hasattr(sampler, "batch_sampler"):
         sampler = sampler.batch_sampler
-    sampler = sampler.sampler
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(epoch)
-    elif isinstance(sampler, RepeatSampler):
+    if isinstance(sampler.sampler, RepeatSampler):
         for _ in range(epoch):
-            next(iter(sampler), None)  # the draw of an epoch's order
+            next(iter(sampler.sampler), None)  # the draw of an epoch's order
 
 
 def check_space(trainer: Trainer, folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,10 @@ def untimed(metrics):
     ]
 
 
-def files(folder: RunFolder) -> set[str]:
-    """What lies in a run folder, hidden files included."""
-    return {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+def files(folder: RunFolder) -> list[str]:
+    """What lies in a run folder, hidden files included; a checkpoint may be of another step than elsewhere."""
+    paths = (path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file())
+    return sorted(re.sub(r"checkpoint-\d+", "checkpoint", path) for path in paths)
 
 
 def assert_same(ours: RunFolder, theirs: RunFolder) -> None:

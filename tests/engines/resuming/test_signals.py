@@ -29,11 +29,11 @@ def said(text):
 
 
 # The row after which the signal comes, and the step that is then saved: the one at hand, or the next that may be saved.
-@pytest.mark.parametrize(("kind", "row", "saved"), [("grpo", 2, 3), ("iterated", 2, 4)])
+@pytest.mark.parametrize(("kind", "row", "saved"), [("grpo", 6, 7), ("iterated", 2, 4)])  # grpo in its second epoch
 def test_a_training_saves_at_once_and_goes_on_to_the_same_numbers(place, alone, kind, row, saved):
     folder = place.folder(f"{kind}-told")
     (process,) = place.start(kind, folder.path.parent.name)
-    # The step after that row is begun when its checkpoint, the second, is whole.
+    # The step after that row begins when its checkpoint is whole.
     assert process.wait_until(lambda: (folder.checkpoints / f"checkpoint-{row}" / "manifest.json").exists())
     process.send(signal.SIGUSR1)
     assert process.wait() == EXIT_CODE, process.log.read_text()
