@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import time
@@ -78,8 +77,8 @@ class SweepFolder:
 
     def records(self) -> list[Record]:
         """The jobs that were reached, in order."""
-        found = [path for path in self.path.glob("job_*.json") if re.fullmatch(r"job_\d+\.json", path.name)]
-        return sorted((Record(**read_json(path)) for path in found), key=lambda record: record.number)
+        found = (Record(**read_json(path)) for path in self.path.glob("job_*.json"))
+        return sorted(found, key=lambda record: record.number)
 
     def stop(self, number: int) -> None:
         """Lets no further job start, and hands the signal to those that run, wherever they do."""
