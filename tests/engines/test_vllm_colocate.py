@@ -219,11 +219,11 @@ def test_truncation_and_end_tokens(engine, policy):
 def test_more_prompt_tokens_than_fit_at_once_are_drawn_by_their_own_seeds(engine, policies):
     """Computed in parts, a seeded prompt would fail on a CPU: see TOKENS_AT_ONCE."""
     policy = policies["base"]
-    example = example_with(*[(224, 224)] * 4)
-    groups = generate(engine, policy, WARM, num_generations=48, examples=[example], seed=2)
-    assert 48 * len(groups[0][0].prompt_ids) > TOKENS_AT_ONCE
-    few = generate(engine, policy, WARM, num_generations=2, examples=[example], seed=2)
-    assert tokens(few)[0] == tokens(groups)[0][:2]
+    # None begins as another does: what one has computed is not computed again.
+    examples = [example_with(*[(224, 224)] * 5, shade=number) for number in range(40)]
+    groups = generate(engine, policy, WARM, examples=examples, seed=2)
+    assert sum(len(group[0].prompt_ids) for group in groups) > TOKENS_AT_ONCE
+    assert tokens(generate(engine, policy, WARM, examples=examples[:2], seed=2)) == tokens(groups)[:2]
 
 
 def test_a_seed_decides_the_completions_and_nothing_else_is_touched(engine, policies):
@@ -342,7 +342,7 @@ def test_another_architecture_starts_another_engine(engine, tmp_path, policies):
     assert engine._running is not running
 
 
-NUM_STEPS = 8
+NUM_STEPS = 6
 
 
 def curve(make_context, trl_arguments, engine, seed):
@@ -393,7 +393,7 @@ def test_two_processes_have_an_engine_each(tmp_path):
     done = subprocess.run(
         [sys.executable, "run.py", *overrides], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "two" / "seed0" / "metrics.jsonl").read_text().splitlines()]
     parity = [row["parity/logp_difference/max"] for row in rows if "parity/logp_difference/max" in row]
     assert len(parity) == 2 and max(parity) < 1e-4

@@ -15,10 +15,13 @@ from visual_r1.rollout.transformers import TransformersEngine, encode_prompts
 GREEDY = Sampling(max_completion_length=12, temperature=0.0)
 
 
-def example_with(*sizes: tuple[int, int]) -> Example:
+def example_with(*sizes: tuple[int, int], shade: int = 0) -> Example:
     """A question about images of these sizes, each a gradient: equal patches would hide a wrong order."""
-    shades = (Image.linear_gradient("L").point(lambda level, shade=50 * n: (level + shade) % 256) for n in range(9))
-    images = tuple(shade.resize(size).convert("RGB") for size, shade in zip(sizes, shades, strict=False))
+    gradient = Image.linear_gradient("L")
+    images = tuple(
+        gradient.point(lambda level, by=shade + 50 * number: (level + by) % 256).resize(size).convert("RGB")
+        for number, size in enumerate(sizes)
+    )
     question = f"Which of the {len(sizes)} is darker? (A) first (B) second"
     return Example(
         id=str(sizes), images=images, question=question, choices=("first", "second"), solution="A", category="Count"

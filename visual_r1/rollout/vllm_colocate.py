@@ -98,8 +98,7 @@ class VllmColocateEngine:
             return
         with undisturbed():
             client = self._running.llm.llm_engine.engine_core
-            # Not its own shutdown, which ends torch's process group as well: the training's, where there are several.
-            client._finalizer.detach()
+            client._finalizer.detach()  # not its own shutdown: see `_llm`
             client.engine_core.model_executor.shutdown()
             client.engine_core.scheduler.shutdown()
             del client
@@ -141,7 +140,7 @@ class VllmColocateEngine:
         else:
             size = int(self.kv_cache_gib * 2**30)
         is_joined = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-        return LLM(
+        llm = LLM(
             policy.source.path,
             trust_remote_code=policy.source.trust_remote_code,
             dtype=dtype,
@@ -164,6 +163,10 @@ class VllmColocateEngine:
             use_tqdm_on_load=False,
             seed=0,
         )
+        if is_joined:
+            # Its own shutdown, at the latest at the process's exit, would end torch's process group: the training's.
+            llm.llm_engine.engine_core._finalizer.detach()
+        return llm
 
 
 @dataclass(kw_only=True)
