@@ -1,9 +1,9 @@
 """Several processes train as one: the numbers of one process, one record, and a run that can be resumed.
 
 Two real processes, over gloo, in each way of sharing the work. They are given the completions that one process is
-given, so that what differs is rounding: of sums in another order. The largest relative differences that were seen are
-1.5e-4 in the KL (of log-probs that hardly differ), 4e-5 in the gradient's norm and 2e-5 elsewhere, and 1.2e-7 in a
-weight: the tolerances are twice and eight times that.
+given, so that what differs is rounding: of sums in another order. The largest relative differences that were seen in
+ten steps of each way are 3.4e-4 in the KL, a small number that two larger ones leave, and in the loss that consists of
+it; 8e-5 in the gradient's norm; 4e-5 elsewhere; and 1.2e-7 in a weight. The tolerances are four to eight times that.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ EXPERIMENTS = {
     "straddling": (*plain(TRL), *LENGTH, "scale.prompts_per_step=3", "method.trl.beta=0.0"),
     "resumed": (*LENGTH, "method.trl.beta=0.04"),
 }
+TOLERANCE = {"kl": 2e-3, "loss": 2e-3}
 IN_ONE = ("grpo", "sft", "lora", "chain")
 # By default ZeRO-3 keeps weights of up to 1e5 values whole, and lets go of no other before 1e9 are: all of nano's.
 NOTHING_STAYS_WHOLE = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
@@ -105,7 +106,7 @@ def test_two_processes_learn_what_one_does(one, two, name):
     for row, other in zip(untimed(ours), untimed(theirs), strict=True):
         assert row.keys() == other.keys()
         for key, value in row.items():
-            assert value == pytest.approx(other[key], rel=3e-4, abs=1e-6), (row["step"], key)
+            assert value == pytest.approx(other[key], rel=TOLERANCE.get(key, 4e-4), abs=1e-6), (row["step"], key)
 
     assert_same_weights(two[name], one[name])
 
