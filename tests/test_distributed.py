@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from typing import Any
 
 import pytest
 import torch
@@ -249,12 +250,15 @@ def test_what_cannot_start_is_refused_by_name(monkeypatch, processes, deepspeed,
 
 def test_machines_share_the_processes_evenly(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    where = {"nodes": 2, "rendezvous": "localhost:29517"}
-    distributed.check(processes=4, **where)
+
+    def check(processes):
+        distributed.check(processes=processes, nodes=2, rendezvous="localhost:29517")
+
+    check(4)
     with pytest.raises(DistributedError, match=r"distributed\.num_nodes=2: 3 processes do not divide among so many"):
-        distributed.check(processes=3, **where)
+        check(3)
     with pytest.raises(DistributedError, match=r"has 2 GPUs for 4 of them; set distributed\.num_processes=4"):
-        distributed.check(processes=8, **where)
+        check(8)
 
 
 @pytest.mark.parametrize(
