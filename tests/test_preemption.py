@@ -72,8 +72,8 @@ def test_an_object_that_is_taken_apart_does_not_swallow_the_notice():
 def test_a_library_that_swallows_it_delays_the_end_by_seconds():
     body = """
     preemption._ORDERLY_SECONDS = 0.3
-    say('ready')
     try:
+        say('ready')
         time.sleep(60)
     except BaseException:
         say('swallowed')
