@@ -24,7 +24,7 @@ RUNS = [
     *re.findall(r"run\.py ([^#|&\n]+)", _BLOCKS),
     *(row for rows in scale_tables.ROWS.values() for row in rows),
 ]
-COMMANDS = re.findall(r"^visual-r1 (.*?)(?: +#.*)?$", _BLOCKS, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:\w+=\S+ )*visual-r1 (.*?)(?: +#.*)?$", _BLOCKS, re.MULTILINE)
 
 
 def test_the_tables_are_those_of_the_arithmetic():
