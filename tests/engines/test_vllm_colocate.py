@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -261,6 +262,15 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(engine, policies, sampling
     probabilities = first_token_probabilities(policy, conversations(policy)[0], sampling)
     counts = torch.bincount(torch.tensor([one.token_ids[0] for one in group]), minlength=len(probabilities))
     assert fits(counts, probabilities) > 1e-3
+
+
+def test_it_starts_where_a_trainer_has_taken_most_of_a_gpu(engine, policies):
+    """As vLLM's worker asks on a GPU, where it would otherwise refuse to start unless 92% are free."""
+    from vllm.v1.worker.utils import request_memory
+
+    generate(engine, policies["base"])
+    free = SimpleNamespace(device_="cuda:0", total_memory=80 * 2**30, free_memory=20 * 2**30)
+    request_memory(free, engine._running.llm.llm_engine.vllm_config.cache_config)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(engine, policies):

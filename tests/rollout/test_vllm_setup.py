@@ -131,6 +131,7 @@ def test_the_command_of_a_server_says_what_the_run_needs(checkpoint, monkeypatch
     given = dict(pairwise(command))
     assert given["--model"] == source.path and given["--served-model-name"] == served_name(source)
     assert (given["--port"], given["--dtype"], given["--max-num-seqs"]) == (str(port), "float32", "256")
+    assert float(given["--gpu-memory-utilization"]) < 0.1  # of what must be free; what it takes is said in bytes
     assert given["--max-model-len"] == "2048" and given["--logprobs-mode"] == "raw_logprobs"
     assert variables["VLLM_SERVER_DEV_MODE"] == "1" and variables["VLLM_NO_USAGE_STATS"] == "1"
 

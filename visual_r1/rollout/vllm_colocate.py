@@ -19,6 +19,7 @@ from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_w
 from visual_r1.rollout.seeds import prompt_seeds
 from visual_r1.rollout.undisturbed import undisturbed
 from visual_r1.rollout.vllm_setup import (
+    GPU_SHARE,
     TOKENS_AT_ONCE,
     architecture,
     check_installed,
@@ -149,6 +150,7 @@ class VllmColocateEngine:
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(TOKENS_AT_ONCE, length),
             kv_cache_memory_bytes=size,
+            gpu_memory_utilization=GPU_SHARE,
             enforce_eager=not (on_gpu and self.cuda_graphs),
             enable_sleep_mode=on_gpu and self.sleep,
             # Each process an engine of its own, on the GPU that it trains on.

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from visual_r1.models import ModelSource
 from visual_r1.rollout.vllm_server import VllmServerEngine
 from visual_r1.rollout.vllm_setup import (
+    GPU_SHARE,
     TOKENS_AT_ONCE,
     check_installed,
     check_model,
@@ -48,7 +49,7 @@ def server_command(engine: VllmServerEngine, source: ModelSource) -> tuple[list[
         *("--model", source.path, "--served-model-name", served_name(source)),
         *("--dtype", engine.dtype, "--max-model-len", str(length), "--max-num-seqs", str(engine.batch_size)),
         *("--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(TOKENS_AT_ONCE, length))),
-        *("--kv-cache-memory-bytes", str(size)),
+        *("--kv-cache-memory-bytes", str(size), "--gpu-memory-utilization", str(GPU_SHARE)),
         *([] if has_gpu() and engine.cuda_graphs else ["--enforce-eager"]),
         *(["--trust-remote-code"] if source.trust_remote_code else []),
         *("--limit-mm-per-prompt", '{"video": 0}', "--skip-mm-profiling", "--mm-processor-cache-gb", "0"),

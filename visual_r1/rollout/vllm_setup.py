@@ -17,6 +17,9 @@ _TORCH = "2.13"
 TOKENS_AT_ONCE = 8192
 """Prompt tokens that are computed together. No prompt is computed in parts: the draw after a part is thrown away, and
 vLLM 0.31 then winds the request's generator back, which a CPU's cannot do (it raises) and a GPU's does by a guess."""
+GPU_SHARE = 0.01
+"""Of a GPU's memory that must be free when vLLM starts. Its own, 0.92, would be asked for whatever it then takes, which
+is said in bytes; beside a policy and its reference so much is not free."""
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM 0.31's attention takes on a CPU (``CPUAttentionBackend.get_supported_head_sizes``)."""
 _BLOCK = 128
