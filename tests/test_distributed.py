@@ -144,6 +144,32 @@ def test_a_task_a_gpu_takes_its_place_by_itself(task):
     assert place == {"LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": str(15_000 + (31 * 1000 + 2) % 15_000)}
 
 
+def test_tasks_need_the_gpus_of_their_own_machine_only(task, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    task(5, tasks=8, nodes=2)
+    distributed.adopt_tasks()
+    distributed.check(processes=8, nodes=2)
+    task(5, tasks=16, nodes=2)
+    distributed.adopt_tasks()
+    with pytest.raises(DistributedError, match=r"has 4 GPUs for 8 of them; set distributed\.num_processes=8"):
+        distributed.check(processes=16, nodes=2)
+
+
+@pytest.mark.parametrize(("gpus", "number"), [(1, "0"), (4, "3")])
+def test_a_gpu_that_a_launcher_has_dealt_out_is_the_first(task, monkeypatch, gpus, number):
+    """accelerate, DeepSpeed and vLLM go by LOCAL_RANK, and a number beyond what is seen ends them."""
+    task(3, tasks=4, nodes=1)
+    distributed.adopt_tasks()
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **arguments: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    distributed.join(deepspeed=False)
+    assert os.environ["LOCAL_RANK"] == number and taken == [int(number)]
+
+
 @pytest.mark.parametrize(("tasks", "nodes"), [(1, 1), (2, 2)])
 def test_a_task_a_machine_starts_its_own(task, tasks, nodes):
     task(tasks - 1, tasks=tasks, nodes=nodes)

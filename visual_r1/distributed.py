@@ -100,8 +100,7 @@ def adopt_tasks() -> None:
     os.environ["WORLD_SIZE"] = str(_num_tasks())
     os.environ.setdefault("MASTER_ADDR", host if nodes > 1 else "localhost")
     os.environ.setdefault("MASTER_PORT", port)
-    if nodes == 1:
-        os.environ["LOCAL_WORLD_SIZE"] = str(_num_tasks())
+    os.environ["LOCAL_WORLD_SIZE"] = str(-(-_num_tasks() // nodes))
 
 
 def _slurm_rendezvous() -> str:
@@ -445,7 +444,10 @@ def join(*, deepspeed: bool, rendezvous: str | None = None) -> None:
     if not on_gpu and sys.platform == "linux" and (interface := _interface()) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if on_gpu:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        # Where a launcher has given each process a GPU of its own, that is number 0 to it. accelerate, DeepSpeed and
+        # vLLM take the GPU by this variable.
+        os.environ["LOCAL_RANK"] = str(local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # accelerate 1.15 would call it cpu:0, which torch cannot load an optimizer's state to.
