@@ -160,6 +160,14 @@ def test_an_adapter_is_served_merged(engine):
     assert largest_difference(generate(engine, policy), by_transformers(policy)) < 1e-4
 
 
+def test_answers_by_another_runs_weights_are_refused(engine, url, policy):
+    with engine.serving(policy) as sampler:
+        with new_engine(url).serving(load_policy(SOURCE)):
+            pass
+        with pytest.raises(EngineError, match="has been given other weights meanwhile"):
+            sampler.generate(conversations(policy), num_generations=1, sampling=GREEDY, seed=0)
+
+
 def test_a_prompt_that_the_server_sees_otherwise_is_refused(engine, policy):
     # As if the run's tokenizer knew the prompt otherwise than the server's: its images are counted too long.
     policy.limits.__dict__["num_tokens"] = lambda width, height: width * height // policy.limits.factor**2 + 1

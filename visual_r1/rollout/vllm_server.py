@@ -121,14 +121,14 @@ class VllmServerEngine:
     @contextmanager
     def serving(self, policy: Policy) -> Generator[ServerSampler]:
         """See `RolloutEngine.serving`. Rank 0 pushes the weights; the others wait until the server has them."""
-        distributed.meet()  # nobody samples from the weights before any more
-        folder = Path(self.weights_dir) / f"visual_r1_{uuid.uuid4().hex}"
+        # Rank 0's name for the folder; and when all have it, nobody samples from the weights before any more.
+        folder = Path(self.weights_dir) / distributed.gathered(f"visual_r1_{uuid.uuid4().hex}")[0]
         try:
             self._write(policy, folder)
             distributed.together(lambda: self._push(folder) if distributed.is_main() else None)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        yield ServerSampler(policy=policy, engine=self)
+        yield ServerSampler(policy=policy, engine=self, folder=str(folder))
 
     def _write(self, policy: Policy, folder: Path) -> None:
         """Rank 0 writes what all bring together."""
@@ -179,6 +179,8 @@ class ServerSampler:
 
     policy: Policy
     engine: VllmServerEngine
+    folder: str
+    """Where the server has read these weights; it is gone since."""
 
     def generate(
         self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
@@ -205,7 +207,17 @@ class ServerSampler:
         seeds = prompt_seeds(seed, len(prompts))
         with ThreadPoolExecutor(max_workers=max(1, engine.batch_size // num_drawn)) as pool:
             groups = list(pool.map(answer, range(len(prompts))))
+        self._check_weights()
         return [group * (num_generations // num_drawn) for group in groups]
+
+    def _check_weights(self) -> None:
+        """Whether all answers until now are this policy's."""
+        [says] = self.engine._call("describe")
+        if says["folder"] != self.folder:
+            raise EngineError(
+                f"the vLLM server at {self.engine.url} has been given other weights meanwhile, or has been started "
+                "anew: a server serves one run at a time; start another for this one, and the same command resumes it"
+            )
 
     def _request(self, sampling: Sampling, *, num_drawn: int) -> dict[str, Any]:
         policy = self.policy

@@ -30,11 +30,13 @@ class PolicyWorker:
     """Mixed into vLLM's worker; its methods are called through ``collective_rpc``."""
 
     model_runner: Any
+    _folder: str | None = None
 
-    def describe(self) -> dict[str, str]:
-        """What a run must agree with."""
+    def describe(self) -> dict[str, str | None]:
+        """What a run must agree with; ``folder`` is the last that `take_folder` was given, None before the first."""
         config = self.model_runner.model_config
-        return {"dtype": str(config.dtype).removeprefix("torch."), "logprobs_mode": str(config.logprobs_mode)}
+        dtype = str(config.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "logprobs_mode": str(config.logprobs_mode), "folder": self._folder}
 
     def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copies a whole policy, by the names of its checkpoint, over the weights in use.
@@ -52,6 +54,7 @@ class PolicyWorker:
 
     def take_folder(self, folder: str) -> None:
         """The same from safetensors files; `folder` is a path that this process can read."""
+        self._folder = folder
 
         def weights() -> Iterable[tuple[str, torch.Tensor]]:
             for path in sorted(Path(folder).glob("*.safetensors")):
