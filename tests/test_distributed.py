@@ -66,6 +66,24 @@ def test_of_several_tracebacks_the_first_is_shown(tmp_path):
     assert done.stderr.count("RuntimeError: boom") == 1 and done.returncode != 0
 
 
+UNHEARD = """
+from visual_r1 import distributed
+
+distributed.keep_quiet()
+distributed.join(deepspeed=False)
+if distributed.rank() == 1:
+    distributed.end_unheard("no memory")
+distributed.meet()
+"""
+
+
+def test_a_process_that_others_wait_for_says_itself_why_it_ends(tmp_path):
+    (tmp_path / "unheard.py").write_text(UNHEARD)
+    done = with_torchrun(tmp_path, "unheard.py")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: process 1: no memory"] and done.returncode != 0
+
+
 # What follows starts nothing.
 
 

@@ -24,7 +24,7 @@ from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from visual_r1 import preemption
 
@@ -420,6 +420,13 @@ def fails_first() -> bool:
     if not is_first:
         time.sleep(_PATIENCE_SECONDS)
     return is_first
+
+
+def end_unheard(message: str) -> NoReturn:
+    """Ends this process where the others wait for it in a library and cannot be told; the first to end says why."""
+    if fails_first():
+        print(f"error: process {rank()}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    os._exit(USER_ERROR)
 
 
 def join(*, deepspeed: bool, rendezvous: str | None = None) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
 
+from visual_r1 import distributed
+from visual_r1.config import build, compose_config
 from visual_r1.rollout.engine import EngineError
 from visual_r1.rollout.server_client import RouteError, ServerClient
-from visual_r1.rollout.vllm_colocate import _dying
+from visual_r1.rollout.vllm_colocate import VllmColocateEngine, _dying
 
 
 class EngineDeadError(Exception):
@@ -36,6 +39,24 @@ def test_a_death_in_this_process_is_one_line(error, message):
 def test_what_is_no_death_keeps_its_own_error(error):
     with pytest.raises(type(error), match=str(error)), _dying():
         raise error
+
+
+def test_an_engine_that_does_not_start_in_one_of_several_processes_ends_it(policies, monkeypatch):
+    """The others wait for it within vLLM's start, and would wait for an hour."""
+
+    def no_room(*_arguments):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(VllmColocateEngine, "_llm", no_room)
+    engine = build(compose_config(["rollout=vllm_colocate"]).rollout.engine)
+    with pytest.raises(EngineError, match="run out of memory"), engine.serving(policies["base"]):
+        pass
+    said = []
+    monkeypatch.setattr(distributed, "is_joined", lambda: True)
+    monkeypatch.setattr(distributed, "end_unheard", lambda message: said.append(message) or sys.exit(2))
+    with pytest.raises(SystemExit), engine.serving(policies["base"]):
+        pass
+    assert len(said) == 1 and "run out of memory" in said[0]
 
 
 class _Refusing(BaseHTTPRequestHandler):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from visual_r1 import distributed
 from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
@@ -115,11 +116,15 @@ class VllmColocateEngine:
         if self._running is not None and self._running.kind != kind:
             self.close()
         if self._running is None:
-            with undisturbed(), _dying(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what it leans on will change in torch
-                self._running = _Running(
-                    llm=self._llm(policy, dtype), kind=kind, sleeps=self.sleep and torch.cuda.is_available()
-                )
+            try:
+                with undisturbed(), _dying(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what it leans on will change in torch
+                    llm = self._llm(policy, dtype)
+            except EngineError as error:
+                if distributed.is_joined():  # while vLLM starts, each process waits for all others
+                    distributed.end_unheard(str(error))
+                raise
+            self._running = _Running(llm=llm, kind=kind, sleeps=self.sleep and torch.cuda.is_available())
         return self._running
 
     def _llm(self, policy: Policy, dtype: str) -> LLM:
@@ -275,8 +280,7 @@ def _dying() -> Generator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EngineError(
-            f"vLLM has run out of memory ({_first_line(error)}): lower rollout.engine.kv_cache_gib or "
-            f"scale.rollout_batch_size; {_RESUME}"
+            f"vLLM has run out of memory ({_first_line(error)}): lower rollout.engine.kv_cache_gib, and {_RESUME}"
         ) from error
     except Exception as error:
         # Both have no common base that could be imported before vLLM is.
