@@ -395,6 +395,10 @@ def test_a_step_that_cannot_be_shared_out_is_refused(joined, build, message):
     [
         (["distributed=ddp"], "distributed.num_processes=2: this process is alone"),
         (["distributed=zero2", "model.dtype=bfloat16"], "model.dtype=bfloat16 scale.bf16=false"),
+        (
+            ["adapter=lora", "rollout=vllm_colocate", "scale.bf16=true"],
+            "adapter=lora rollout.engine.bf16=true: merged and rounded to bfloat16",
+        ),
         (["+method.trl.deepspeed={}"], "method.trl.deepspeed: the framework sets this itself"),
     ],
 )

@@ -84,6 +84,7 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
     name, folder = run_name(cfg), run_folder(cfg)
     _check_ranges(config)
     _check_precision(config)
+    _check_merged(config)
     folder.check(config)
     _check_processes(config)
     source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
@@ -363,6 +364,15 @@ def _check_precision(config: Mapping[str, Any]) -> None:
     if splits and not config["scale"]["bf16"]:
         raise ConfigError(
             f"model.dtype=bfloat16 scale.bf16=false: distributed={node['name']} would train in float32; make them agree"
+        )
+
+
+def _check_merged(config: Mapping[str, Any]) -> None:
+    """Refuses an engine that rounds merged adapters: what they learn at a small learning rate would not be sampled."""
+    if config["adapter"]["lora"] is not None and config["rollout"]["engine"].get("bf16", False):
+        raise ConfigError(
+            "adapter=lora rollout.engine.bf16=true: merged and rounded to bfloat16, the weights would lose what the "
+            "adapters have learned, in rollouts and in every evaluation; set rollout.engine.bf16=false"
         )
 
 

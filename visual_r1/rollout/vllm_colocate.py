@@ -55,7 +55,7 @@ class VllmColocateEngine:
     kv_cache_gib: float | None
     """Memory for keys and values; None: room for `batch_size` sequences of `max_model_length`."""
     bf16: bool
-    """Computes in bfloat16, as the trainer does; otherwise in the type that the policy's weights have."""
+    """Computes in bfloat16, as the trainer does; otherwise in float32."""
     cuda_graphs: bool
     """On a GPU: faster decoding for a start that takes a minute longer. Without one it has no effect."""
     sleep: bool
@@ -111,7 +111,7 @@ class VllmColocateEngine:
                 torch.cuda.empty_cache()
 
     def _started(self, policy: Policy) -> _Running:
-        dtype = "bfloat16" if self.bf16 or policy.model.dtype == torch.bfloat16 else "float32"
+        dtype = "bfloat16" if self.bf16 else "float32"
         kind = (architecture(policy.model.config), dtype)
         if self._running is not None and self._running.kind != kind:
             self.close()
