@@ -128,6 +128,13 @@ def test_an_unknown_rule_is_refused(trl_arguments):
         method.check()
 
 
+def test_a_loss_with_its_own_weights_of_sequences_takes_those_of_tokens(trl_arguments):
+    trl = trl_arguments(loss_type="vespo", vllm_importance_sampling_mode="sequence_mask")
+    with pytest.raises(ValueError, match="sequence_mask: loss_type=vespo needs token_truncate or token_mask"):
+        Grpo(prompts_per_step=2, micro_batch_size=8, trl=trl).check()
+    Grpo(prompts_per_step=2, micro_batch_size=8, trl={**trl, "vllm_importance_sampling_mode": "token_mask"}).check()
+
+
 def test_a_large_difference_is_said_once(moved, capsys):
     engine = DistortedEngine(0.1, warn_logp_difference=0.05)
     moved(engine, max_steps=2)

@@ -135,6 +135,11 @@ class Grpo:
         for name in self.trl:
             if name.startswith("vllm_") and not name.startswith("vllm_importance_sampling_"):
                 raise ValueError(f"method.trl.{name}: trl's own vLLM is not used; the group rollout decides this")
+        mode = self.trl.get("vllm_importance_sampling_mode", "sequence_mask")
+        if self.trl.get("loss_type") == "vespo" and mode.startswith("sequence"):
+            raise ValueError(
+                f"method.trl.vllm_importance_sampling_mode={mode}: loss_type=vespo needs token_truncate or token_mask"
+            )
         check_values(GRPOConfig, {**self._batch_arguments(), **self.trl})
         for name, only in (("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if self.trl.get(name, only) not in (only, 0, 0.0):
@@ -237,12 +242,6 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
         trl 1.16 does so under ``use_vllm`` alone, which would also start an engine of its own: said after it was built,
         with a rollout function in place, it means the correction, and a call for new weights before a rollout.
         """
-        is_sequence = self.vllm_importance_sampling_mode.startswith("sequence")
-        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and is_sequence:
-            raise ValueError(
-                f"method.trl.vllm_importance_sampling_mode={self.vllm_importance_sampling_mode}: loss_type=vespo needs "
-                "token_truncate or token_mask"
-            )
         self.use_vllm = True
         self.vllm_generation = _AlreadyServed()
         self._last_loaded_step = -1
