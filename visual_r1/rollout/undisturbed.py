@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from visual_r1 import preemption
+
 
 @contextmanager
 def undisturbed() -> Generator[None]:
@@ -28,7 +30,7 @@ def undisturbed() -> Generator[None]:
     generators = random.getstate(), np.random.get_state()
     environment = dict(os.environ)
     set_num_threads, num_threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    signals = (signal.SIGINT, *preemption.SIGNALS)
     handlers = {one: signal.getsignal(one) for one in signals}
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
