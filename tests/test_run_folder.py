@@ -57,6 +57,18 @@ def test_another_config_is_refused_naming_the_keys(folder):
         folder.check(other)
 
 
+def test_a_resumed_run_may_find_its_server_elsewhere(folder):
+    def served(**engine):
+        rendezvous = engine.pop("rendezvous", "a:1")
+        return {**CONFIG, "rollout": {"engine": engine}, "distributed": {"rendezvous": rendezvous}}
+
+    with folder.open(served(url="http://a:1", kv_cache_gib=None, bf16=True), {}):
+        folder.metrics.write_text('{"step": 0}\n')
+    folder.check(served(url="http://b:2", kv_cache_gib=2.0, bf16=True, rendezvous="b:2"))
+    with pytest.raises(RunFolderError, match=r"another configuration \(rollout\.engine\.bf16\)"):
+        folder.check(served(url="http://b:2", kv_cache_gib=2.0, bf16=False))
+
+
 def test_a_check_changes_nothing_on_disk(folder, tmp_path):
     folder.check(CONFIG)
     assert not list(tmp_path.iterdir())

@@ -22,6 +22,14 @@ _logger = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _COMPLETIONS = re.compile(r"step_(\d+)\.parquet")
 _LOCK = ".lock"
+_SURROUNDINGS = frozenset(
+    (
+        *("distributed.rendezvous", "rollout.engine.url", "rollout.engine.weights_dir"),
+        *("rollout.engine.timeout_seconds", "rollout.engine.kv_cache_gib", "rollout.engine.max_model_length"),
+    )
+)
+"""Settings of where a run finds others and what room they have, not of what it computes. Resumed, a run may have
+others: on another machine, or after an engine that had too little room."""
 
 
 class RunFolderError(ValueError):
@@ -115,7 +123,7 @@ class RunFolder:
         if self.config.exists():
             stored = yaml.safe_load(self.config.read_text(encoding="utf-8"))
             state = "a finished" if self.is_finished else "an unfinished"
-            if different := sorted(_differing_keys(stored, _as_stored(config))):
+            if different := sorted({*_differing_keys(stored, _as_stored(config))} - _SURROUNDINGS):
                 raise RunFolderError(
                     f"{self.path} holds {state} run with another configuration ({', '.join(different)}): "
                     "choose another name=... or seed=..., or delete the folder"
