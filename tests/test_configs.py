@@ -148,7 +148,7 @@ def test_a_nested_class_is_checked_too():
 
 
 def test_an_argument_out_of_range_keeps_its_own_message():
-    with pytest.raises(ConfigError, match=r"rollout\.batch_size=0: expected at least 1"):
+    with pytest.raises(ConfigError, match=r"rollout\.engine\.batch_size=0: expected at least 1"):
         build(compose_config(["rollout.engine.batch_size=0"]).rollout.engine)
 
 

@@ -89,9 +89,9 @@ def test_a_head_that_vllm_cannot_run_on_a_cpu_is_named(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch_size=0", r"rollout\.batch_size=0: expected at least 1"),
-        ("max_model_length=0", r"rollout\.max_model_length=0: expected at least 1"),
-        ("kv_cache_gib=0", r"rollout\.kv_cache_gib=0"),
+        ("batch_size=0", r"rollout\.engine\.batch_size=0: expected at least 1"),
+        ("max_model_length=0", r"rollout\.engine\.max_model_length=0: expected at least 1"),
+        ("kv_cache_gib=0", r"rollout\.engine\.kv_cache_gib=0"),
     ],
 )
 def test_a_value_out_of_range_is_named(override, message):
@@ -102,9 +102,9 @@ def test_a_value_out_of_range_is_named(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("url=localhost", r"rollout\.url=localhost: expected something like http://"),
-        ("timeout_seconds=0", r"rollout\.timeout_seconds=0"),
-        ("batch_size=0", r"rollout\.batch_size=0: expected at least 1"),
+        ("url=localhost", r"rollout\.engine\.url=localhost: expected something like http://"),
+        ("timeout_seconds=0", r"rollout\.engine\.timeout_seconds=0"),
+        ("batch_size=0", r"rollout\.engine\.batch_size=0: expected at least 1"),
     ],
 )
 def test_a_value_of_the_server_out_of_range_is_named(override, message):

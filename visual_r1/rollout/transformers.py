@@ -38,7 +38,7 @@ class TransformersEngine:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"rollout.batch_size={self.batch_size}: expected at least 1")
+            raise ValueError(f"rollout.engine.batch_size={self.batch_size}: expected at least 1")
 
     def check(self, source: ModelSource) -> None:
         """Whatever transformers can load it can sample from."""

@@ -66,11 +66,11 @@ class VllmColocateEngine:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"rollout.batch_size={self.batch_size}: expected at least 1")
+            raise ValueError(f"rollout.engine.batch_size={self.batch_size}: expected at least 1")
         if self.max_model_length < 1:
-            raise ValueError(f"rollout.max_model_length={self.max_model_length}: expected at least 1")
+            raise ValueError(f"rollout.engine.max_model_length={self.max_model_length}: expected at least 1")
         if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
-            raise ValueError(f"rollout.kv_cache_gib={self.kv_cache_gib}: expected more than 0, or null")
+            raise ValueError(f"rollout.engine.kv_cache_gib={self.kv_cache_gib}: expected more than 0, or null")
 
     @property
     def needs_correction(self) -> bool:

@@ -71,12 +71,12 @@ class VllmServerEngine:
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_model_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name}={getattr(self, name)}: expected at least 1")
+                raise ValueError(f"rollout.engine.{name}={getattr(self, name)}: expected at least 1")
         for name in ("timeout_seconds", "kv_cache_gib"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"rollout.{name}={value}: expected more than 0")
+                raise ValueError(f"rollout.engine.{name}={value}: expected more than 0")
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"rollout.url={self.url}: expected something like http://127.0.0.1:8000")
+            raise ValueError(f"rollout.engine.url={self.url}: expected something like http://127.0.0.1:8000")
         self.url = self.url.rstrip("/")
 
     @property
@@ -97,7 +97,9 @@ class VllmServerEngine:
     def check(self, source: ModelSource) -> None:
         """See `RolloutEngine.check`; here that the server answers, runs this architecture, and takes new weights."""
         if not Path(self.weights_dir).is_dir():
-            raise ValueError(f"rollout.weights_dir={self.weights_dir}: no such folder; name one that the server sees")
+            raise ValueError(
+                f"rollout.engine.weights_dir={self.weights_dir}: no such folder; name one that the server sees"
+            )
         served = [model["id"] for model in self.client.get("v1/models")["data"]]
         if (expected := served_name(source)) not in served:
             raise ValueError(
@@ -143,8 +145,9 @@ class VllmServerEngine:
                 save_file(bucket, folder / f"{count:05d}.safetensors")
             except Exception as error:
                 raise EngineError(
-                    f"rollout.weights_dir={self.weights_dir}: cannot hold the new weights ({_first_line(error)}); free "
-                    "some room there or name another folder; the same command resumes the run"
+                    f"rollout.engine.weights_dir={self.weights_dir}: cannot hold the new weights "
+                    f"({_first_line(error)}); free some room there or name another folder; the same command resumes "
+                    "the run"
                 ) from error
             bucket, size, count = {}, 0, count + 1
 
