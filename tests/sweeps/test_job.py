@@ -147,6 +147,13 @@ def test_a_killed_job_stops_no_other_and_is_the_only_one_that_comes_again(tmp_pa
     assert again.stdout.count("trained") == 2 and "values [0.5, 0.5, 0.5, 0.5]" in again.stdout
 
 
+def test_a_log_that_the_disk_does_not_take_stops_no_job(tmp_path):
+    prelude = "sweep.log(0, machine=0).symlink_to('/dev/full')"
+    done = sweep(tmp_path, "for number in range(20_000): print('line', number)\nrun(0)", prelude=prelude)
+    assert done.returncode == 0, done.stderr
+    assert "\nline 19999\n" in done.stdout and states(tmp_path) == ["finished"]
+
+
 def test_a_job_that_cannot_use_its_folder_is_one_line_and_no_process(tmp_path):
     assert sweep(tmp_path, "run(0)").returncode == 0
     (tmp_path / "runs" / "0" / "config.yaml").write_text("number: 7\n")

@@ -149,10 +149,13 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Generator[None
 
 
 def _copy(source: IO[bytes], log: IO[bytes], shown: TextIO, prefix: str) -> None:
-    """Copies a stream to a file and to a terminal until it ends; a terminal that is gone does not stop the job."""
+    """Copies a stream to a file and to a terminal until it ends, whatever becomes of the two.
+
+    A job whose output nobody takes any more would stand still.
+    """
     decoder, waiting = codecs.getincrementaldecoder("utf-8")("replace"), ""
     while chunk := os.read(source.fileno(), _CHUNK):
-        log.write(chunk)
+        _keep(chunk, log)
         waiting += decoder.decode(chunk)
         ready, waiting = _with_prefix(waiting, prefix) if prefix else (waiting, "")
         _show(ready, shown)
@@ -164,6 +167,13 @@ def _with_prefix(text: str, prefix: str) -> tuple[str, str]:
     """The whole lines of a text, each with the prefix, and what is left; of a progress bar, what it ended with."""
     *lines, rest = text.split("\n")
     return "".join(f"{prefix}{line.rstrip().rpartition(chr(13))[2]}\n" for line in lines), rest
+
+
+def _keep(chunk: bytes, log: IO[bytes]) -> None:
+    try:
+        log.write(chunk)
+    except (OSError, ValueError):
+        return  # the disk is full, or the job has ended and what it left behind goes on
 
 
 def _show(text: str, shown: TextIO) -> None:
