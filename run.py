@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from visual_r1 import distributed, preemption
 from visual_r1.config import ConfigError, compose_config, register_schemas, resolve_unchecked, run_folder, spell_out
 from visual_r1.files import WriteError
-from visual_r1.run_folder import RunFinishedError, RunFolder
+from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError
 from visual_r1.sweeps.compose import compose_sweep, is_sweep
 from visual_r1.sweeps.devices import visible
 from visual_r1.sweeps.job import Job, refuse, run_job
@@ -77,8 +77,9 @@ def main(cfg: DictConfig) -> float | None:
         if not distributed.is_main():
             return take_part(experiment)
         summary = run(experiment, started=started)
-    # Files that do not load, a hub or an engine that does not answer, a full disk, in this process or in another.
-    except (CheckpointError, EngineError, WriteError, distributed.DistributedError) as error:
+    # A folder that another process has taken, files that do not load, a hub or an engine that does not answer, a full
+    # disk, in this process or in another.
+    except (RunFolderError, CheckpointError, EngineError, WriteError, distributed.DistributedError) as error:
         return _give_up(command, error)
     except Exception:
         if not distributed.fails_first():

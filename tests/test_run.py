@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -350,6 +351,26 @@ def test_the_command_says_it_in_one_line_and_leaves_nothing(place, tmp_path):
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
     assert "nowhere" in wrong.stderr and "Traceback" not in wrong.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_another_process_is_writing_is_one_line(place, tmp_path):
+    folder = tmp_path / "runs" / "base-grpo" / "seed0"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = subprocess.run(
+            command(f"model.path={place.checkpoint}", "tracker=none"),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: runs/base-grpo/seed0 is being written by another process: wait for it, or choose another name=... or "
+        "seed=...\n"
+    )
 
 
 def test_a_checkpoint_that_does_not_load_leaves_no_folder(place, tmp_path):

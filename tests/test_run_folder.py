@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -136,6 +138,15 @@ def test_a_lock_on_a_removed_file_counts_for_nothing(folder, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", lock_while_another_process_ends)
     with pytest.raises(RunFolderError, match="another process"), folder.open(CONFIG, {}):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(folder, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(RunFolderError, match=r"seed0.*Function not implemented.*runs_dir"), folder.open(CONFIG, {}):
         pass
 
 

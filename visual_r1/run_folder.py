@@ -278,6 +278,12 @@ def _lock(folder: Path) -> Generator[None]:
         raise RunFolderError(
             f"{folder} is being written by another process: wait for it, or choose another name=... or seed=..."
         ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise RunFolderError(
+            f"{path} cannot be locked: {error.strerror}; choose a runs_dir on a file system that has locks "
+            "(Lustre: mounted with the option flock)"
+        ) from error
     try:
         yield
     finally:
