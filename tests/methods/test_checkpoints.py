@@ -101,3 +101,18 @@ def test_a_checkpoint_that_the_disk_refuses_is_gone_and_the_one_before_it_stays(
     with pytest.raises(WriteError, match=r"cannot write .*checkpoint-4: .* it goes on from checkpoint-2$"):
         train()
     assert [path.name for path in context.folder.checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+def test_the_manifest_lists_what_any_process_has_written(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+
+    def gathered(value):
+        """Another process ends its writing after this one has listed the files."""
+        (folder / "rng_state_1.pth").touch()
+        return [value, manifest.list_files(folder)] if isinstance(value, list) else [value]
+
+    monkeypatch.setattr(checkpoints.distributed, "gathered", gathered)
+    checkpoints._seal(folder)
+    assert list(read_json(folder / manifest.MANIFEST)["files"]) == ["model.safetensors", "rng_state_1.pth"]

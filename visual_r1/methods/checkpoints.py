@@ -56,7 +56,8 @@ class CheckpointingTrainer(Trainer):
 
 def _seal(folder: Path) -> None:
     """Completes a checkpoint when every process has written its part; they share the work of reading it again."""
-    names = distributed.gathered(manifest.list_files(folder) if distributed.is_main() else [])[0]
+    # All list: rank 0 may be through before another has written its last file.
+    names = sorted({name for listed in distributed.gathered(manifest.list_files(folder)) for name in listed})
     own = names[distributed.rank() :: distributed.num_processes()]
     described = distributed.together(lambda: manifest.describe(folder, own))
     everything = {name: one for part in distributed.gathered(described) for name, one in part.items()}
