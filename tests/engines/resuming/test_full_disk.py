@@ -18,7 +18,10 @@ from visual_r1.run_folder import RunFolder, whole_checkpoints
 def small_disk(path, *, megabytes):
     """A file system of its own size."""
     path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", path], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"{done.stderr.strip()}; this test needs root and the right to mount", False)
     try:
         yield path
     finally:
