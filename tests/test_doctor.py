@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 
 from visual_r1 import doctor
 from visual_r1.cli import main
@@ -170,7 +171,12 @@ class TestHub:
         [found] = doctor.hub([self.NAME], {**environment, "HF_ENDPOINT": server})
         assert found.status == "OK" and "to download Qwen/Qwen2-VL-2B" in found.text
         [lost] = doctor.hub([self.NAME], {**environment, "HF_ENDPOINT": f"http://127.0.0.1:{closed_port}"})
-        assert lost.status == "FAIL" and "hf download Qwen/Qwen2-VL-2B" in lost.fix
+        assert lost.status == "FAIL" and lost.fix.endswith(": hf download Qwen/Qwen2-VL-2B")
+
+    def test_each_of_several_is_a_download_of_its_own(self, tmp_path):
+        needed = ["datasets--array--SAT", self.NAME]
+        [finding] = doctor.hub(needed, {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+        assert finding.fix.endswith(": hf download array/SAT --repo-type dataset && hf download Qwen/Qwen2-VL-2B")
 
 
 def test_processes_that_cannot_start_are_refused_as_a_run_would():
@@ -198,6 +204,7 @@ class TestMemory:
     def test_too_much_says_what_to_make_smaller(self):
         [finding] = doctor._fits(10**15, processes=2)
         assert finding.status == "FAIL" and "micro_batch_size" in finding.fix
+        assert ("zero3" in finding.fix) == torch.cuda.is_available()
         [finding] = doctor._fits(10**6, processes=1)
         assert finding.status == "OK"
 

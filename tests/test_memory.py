@@ -180,8 +180,8 @@ def test_a_chain_is_planned_by_its_last_stage(nano):
     assert plan(nano, "method=sft_then_grpo").has_reference
 
 
-def test_the_disk_holds_three_checkpoints_and_the_model(nano):
-    assert disk_needed(nano, plan(nano)) == 3 * 12 * nano.num_parameters + 4 * nano.num_parameters
+def test_the_disk_holds_two_checkpoints_and_the_model(nano):
+    assert disk_needed(nano, plan(nano)) == 2 * 12 * nano.num_parameters + 4 * nano.num_parameters
 
 
 def test_a_checkpoint_without_a_limit_of_pixels_says_what_to_set(nano):

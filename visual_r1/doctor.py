@@ -268,7 +268,7 @@ def _memory_and_disk(config: Mapping[str, Any]) -> Iterator[Finding]:
         if one.exists()
     )
     needed, free = memory.disk_needed(shape, plan), shutil.disk_usage(folder).free
-    text = f"{_gb(needed)} for three checkpoints and the model, {_gb(free)} free under {config['runs_dir']}"
+    text = f"{_gb(needed)} for two checkpoints and the model, {_gb(free)} free under {config['runs_dir']}"
     remedy = "runs_dir=FOLDER on a larger disk, or delete old runs' checkpoints"
     yield Finding("disk", "OK", text) if needed <= free else Finding("disk", "FAIL", text, remedy)
 
@@ -290,9 +290,9 @@ def _fits(needed: int, *, processes: int) -> Iterator[Finding]:
     elif needed <= total:
         yield Finding("memory", "WARN", text, "end what else uses it")
     else:
-        remedy = (
-            "smaller scale.micro_batch_size or scale.rollout_batch_size, distributed=zero2 or zero3, or adapter=lora"
-        )
+        # Without GPUs all processes share this memory, and what is split among them is in it as often.
+        split = "distributed=zero2 or zero3, " if torch.cuda.is_available() else ""
+        remedy = f"smaller scale.micro_batch_size or scale.rollout_batch_size, {split}or adapter=lora"
         yield Finding("memory", "FAIL", text, remedy)
 
 
@@ -356,21 +356,17 @@ def hub(needed: Sequence[str], environment: Mapping[str, str]) -> Iterator[Findi
     home = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(environment.get("HF_HUB_CACHE", home / "hub"))
     missing = [name for name in needed if not any((cache / name / "snapshots").glob("*"))]
-    names = ", ".join(name.partition("--")[2].replace("--", "/") for name in missing)
+    ids = {name: name.partition("--")[2].replace("--", "/") for name in missing}
+    names = ", ".join(ids.values())
+    commands = [f"hf download {ids[one]}{' --repo-type dataset' * one.startswith('datasets')}" for one in missing]
+    remedy = f"where there is a network: {' && '.join(commands)}"
     if not missing:
         yield Finding("hub", "OK", f"all {len(needed)} of the run's are in {cache}" if needed else "not needed")
     elif environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        yield Finding(
-            "hub", "FAIL", f"HF_HUB_OFFLINE is set and {names} not in {cache}", "hf download, where there is a network"
-        )
+        yield Finding("hub", "FAIL", f"HF_HUB_OFFLINE is set and {names} not in {cache}", remedy)
     else:
         server = environment.get("HF_ENDPOINT", _HUB)
-        yield from _answers(
-            "hub",
-            server,
-            fix=f"where there is a network: hf download {names} --local-dir FOLDER",
-            note=f", to download {names}",
-        )
+        yield from _answers("hub", server, fix=remedy, note=f", to download {names}")
 
 
 def _hub_ids(config: Mapping[str, Any]) -> list[str]:

@@ -350,13 +350,13 @@ def needed(shape: Shape, plan: Plan) -> int:
 
 
 def disk_needed(shape: Shape, plan: Plan) -> int:
-    """What a run writes, in bytes: two checkpoints and one being written, and the trained model."""
+    """What a run writes, in bytes: two checkpoints, of which one may just be being written, and the trained model."""
     if not plan.num_trained:
         return 0
     model = shape.num_parameters * (4 if plan.has_adapter else plan.weight_bytes)  # merged, it is float32
     weights = 4 * plan.num_trained if plan.has_adapter else shape.num_parameters * plan.weight_bytes
     state = (_MOMENTS + (4 if plan.is_deepspeed else 0)) * plan.num_trained
-    return 3 * (weights + state) + model
+    return 2 * (weights + state) + model
 
 
 def _without_zeros(parts: Mapping[str, int]) -> dict[str, int]:
