@@ -173,19 +173,43 @@ def test_tasks_need_the_gpus_of_their_own_machine_only(task, monkeypatch):
         distributed.check(processes=16, nodes=2)
 
 
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """Makes this process believe that it sees GPUs; it meets nobody, and outlives its parent. The GPUs it has taken."""
+    taken = []
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+        monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_args, **_arguments: None)
+        monkeypatch.setattr(distributed, "_end_with_parent", lambda: None)
+        return taken
+
+    return pretend
+
+
 @pytest.mark.parametrize(("gpus", "number"), [(1, "0"), (4, "3")])
-def test_a_gpu_that_a_launcher_has_dealt_out_is_the_first(task, monkeypatch, gpus, number):
+def test_a_gpu_that_a_launcher_has_dealt_out_is_the_first(task, on_gpus, monkeypatch, gpus, number):
     """accelerate, DeepSpeed and vLLM go by LOCAL_RANK, and a number beyond what is seen ends them."""
     task(3, tasks=4, nodes=1)
     distributed.adopt_tasks()
-    taken = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **arguments: None)
+    taken = on_gpus(gpus)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     distributed.join(deepspeed=False)
     assert os.environ["LOCAL_RANK"] == number and taken == [int(number)]
+
+
+def test_the_processes_of_a_machine_share_its_cores(task, on_gpus, monkeypatch):
+    task(5, tasks=8, nodes=2)
+    distributed.adopt_tasks()
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    on_gpus(4)
+    distributed.join(deepspeed=False)
+    assert os.environ["OMP_NUM_THREADS"] == "16"
 
 
 @pytest.mark.parametrize(("tasks", "nodes"), [(1, 1), (2, 2)])

@@ -461,7 +461,7 @@ def join(*, deepspeed: bool, rendezvous: str | None = None) -> None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if "OMP_NUM_THREADS" not in os.environ:
         # Each process would take every core. accelerate would decide it otherwise, later, and with a warning.
-        threads = max(1, (os.cpu_count() or 1) // num_processes())
+        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", num_processes())))
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
