@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from visual_r1 import distributed
 from visual_r1.config import build, compose_config
 from visual_r1.rollout.engine import EngineError
 from visual_r1.rollout.server_client import RouteError, ServerClient
-from visual_r1.rollout.vllm_colocate import VllmColocateEngine, _dying
+from visual_r1.rollout.vllm_colocate import VllmColocateEngine, _dying, _Running
 
 
 class EngineDeadError(Exception):
@@ -57,6 +58,28 @@ def test_an_engine_that_does_not_start_in_one_of_several_processes_ends_it(polic
     with pytest.raises(SystemExit), engine.serving(policies["base"]):
         pass
     assert len(said) == 1 and "run out of memory" in said[0]
+
+
+def test_what_an_engine_has_died_of_is_not_hidden_by_its_rest(policies, monkeypatch):
+    class Lost:
+        def wake(self, policy):
+            """As if it lived."""
+
+        def rest(self):
+            raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(VllmColocateEngine, "_started", lambda *_arguments: Lost())
+    engine = build(compose_config(["rollout=vllm_colocate"]).rollout.engine)
+    with pytest.raises(EngineError, match="out of memory"), engine.serving(policies["base"]):
+        raise EngineError("vLLM has run out of memory")
+    with pytest.raises(RuntimeError, match="the device is lost"), engine.serving(policies["base"]):
+        pass
+
+
+def test_an_engine_that_keeps_what_other_weights_have_computed_is_refused():
+    keeping = SimpleNamespace(reset_prefix_cache=lambda: False, llm_engine=SimpleNamespace(reset_encoder_cache=list))
+    with pytest.raises(EngineError, match="still holds prompts that other weights have computed"):
+        _Running(llm=keeping, kind=("", "float32"), sleeps=False).forget()
 
 
 class _Refusing(BaseHTTPRequestHandler):

@@ -88,11 +88,10 @@ class VllmColocateEngine:
         running = self._started(policy)
         with undisturbed(), _dying():
             running.wake(policy)
-        try:
-            yield VllmSampler(policy=policy, running=running)
-        finally:
-            with undisturbed():
-                running.rest()
+        yield VllmSampler(policy=policy, running=running)
+        # Not where the block has failed: a dead engine would fail again, and hide what it has died of.
+        with undisturbed(), _dying():
+            running.rest()
 
     def close(self) -> None:
         """Ends the engine and frees its memory; the next rollout starts another."""
@@ -203,7 +202,8 @@ class _Running:
 
     def forget(self) -> None:
         """Empties its caches: of prompts, and of images that the vision tower has encoded."""
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise EngineError(f"vLLM still holds prompts that other weights have computed; {_RESUME}")
         self.llm.llm_engine.reset_encoder_cache()
 
 
