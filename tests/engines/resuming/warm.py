@@ -73,7 +73,9 @@ class Warm:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._server.stdout is not None and self._server.stdout.readline() == "ready\n"
+        assert self._server.stdout is not None
+        # Libraries may print before it: transformers that wandb is offline.
+        assert "ready\n" in iter(self._server.stdout.readline, "")
 
     def __enter__(self) -> Warm:
         return self
