@@ -156,6 +156,17 @@ def test_fsdp_keeps_float32_weights_in_parts(qwen):
     assert split["weights"] == qwen.num_parameters and split["optimizer"] == 2 * qwen.num_parameters
 
 
+def test_vllm_in_float32_takes_twice_as_much(qwen):
+    two, four = (
+        plan(qwen, "scale=paper", "rollout=vllm_colocate", f"rollout.engine.bf16={on}") for on in (True, False)
+    )
+    assert four.engine_kv_bytes == 2 * two.engine_kv_bytes > 0
+    device = 80 * 10**9
+    room = [room_for_vllm(qwen, one, device_bytes=device) for one in (two, four)]
+    lost = 2 * qwen.num_parameters // qwen.kv_bytes(num_tokens=1, key_bytes=4, value_bytes=4)  # to its weights
+    assert room[1] == pytest.approx(room[0] / 2 - lost, abs=2)
+
+
 def test_vllm_gets_what_the_rest_leaves_free(qwen):
     asleep = plan(qwen, "scale=paper", "rollout=vllm_colocate")
     awake = plan(qwen, "scale=paper", "rollout=vllm_colocate", "rollout.engine.sleep=false")

@@ -227,7 +227,7 @@ class Check:
         total = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
         room = memory.room_for_vllm(shape, plan, device_bytes=total)
         wanted = plan.engine_kv_bytes // shape.kv_bytes(
-            num_tokens=1, key_bytes=plan.compute_bytes, value_bytes=plan.compute_bytes
+            num_tokens=1, key_bytes=plan.engine_bytes, value_bytes=plan.engine_bytes
         )
         _expect(room >= wanted, f"vLLM finds room for {room} tokens, {wanted} are asked for")
         stages = {f"{stage.name}_predicted_bytes": stage.total for stage in memory.stages(shape, plan)}

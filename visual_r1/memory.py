@@ -153,6 +153,8 @@ class Plan:
     """The name of the rollout engine."""
     engine_sleeps: bool
     """A vLLM engine in the process gives its memory back while the policy is updated."""
+    engine_bytes: int
+    """Of one value in a vLLM engine."""
     engine_kv_bytes: int
     """What a vLLM engine in the process takes for keys and values."""
 
@@ -187,10 +189,11 @@ def plan_of(config: Mapping[str, Any], shape: Shape, *, image_pixels: int | None
     weight_bytes = {"float32": 4, "bfloat16": 2}[config["model"]["dtype"]]
     compute_bytes = 2 if scale["bf16"] else weight_bytes
     engine = config["rollout"]["engine"]
+    engine_bytes = 2 if engine.get("bf16", False) else 4
     kv_bytes = 0
     if config["rollout"]["name"] == "vllm_colocate":
         num_tokens = engine["batch_size"] * min(engine["max_model_length"], shape.context_length)
-        kv_bytes = shape.kv_bytes(num_tokens=num_tokens, key_bytes=compute_bytes, value_bytes=compute_bytes)
+        kv_bytes = shape.kv_bytes(num_tokens=num_tokens, key_bytes=engine_bytes, value_bytes=engine_bytes)
         if engine["kv_cache_gib"] is not None:
             kv_bytes = int(engine["kv_cache_gib"] * 2**30)
     return Plan(
@@ -212,6 +215,7 @@ def plan_of(config: Mapping[str, Any], shape: Shape, *, image_pixels: int | None
         image_pixels=pixels,
         engine=config["rollout"]["name"],
         engine_sleeps=bool(engine.get("sleep", False)),
+        engine_bytes=engine_bytes,
         engine_kv_bytes=kv_bytes,
     )
 
@@ -329,14 +333,14 @@ def _rollout(shape: Shape, plan: Plan) -> dict[str, int]:
 
 def _vllm(shape: Shape, plan: Plan) -> dict[str, int]:
     return {
-        "vLLM's weights": shape.num_parameters * plan.compute_bytes,
+        "vLLM's weights": shape.num_parameters * plan.engine_bytes,
         "vLLM's keys and values": plan.engine_kv_bytes,
     }
 
 
 def room_for_vllm(shape: Shape, plan: Plan, *, device_bytes: int) -> int:
     """Tokens of keys and values that vLLM finds room for in the process, beside the rest of a step."""
-    size = plan.compute_bytes
+    size = plan.engine_bytes
     used = sum(standing(shape, plan).values()) + shape.num_parameters * size
     if not plan.engine_sleeps and plan.num_trained:
         used += sum(_gradients(shape, plan).values()) + sum(_update(shape, plan).values())
