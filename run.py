@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return _run_job_of_sweep(cfg)
     started = time.perf_counter()
-    command = shlex.join(["python", "run.py", *HydraConfig.get().overrides.task])
+    command = shlex.join(["python", "run.py", *_typed(HydraConfig.get().overrides.task)])
     try:
         if distributed.is_joined():
             _check_joined(cfg)
@@ -126,6 +126,9 @@ def _run_job_of_sweep(cfg: DictConfig) -> float | None:
         folder, config = run_folder(cfg), resolve_unchecked(cfg)
     except ConfigError as error:
         return refuse(sweep, node.job.num, run="", reason=str(error))
+    num_gpus = cfg.distributed.num_processes // max(1, cfg.distributed.num_nodes)
+    if cfg.method.name == "eval":  # which makes do with the GPUs that are there
+        num_gpus = min(num_gpus, len(visible()))
     job = Job(
         number=node.job.num,
         command=(sys.executable, str(RUN), *_job_alone()),
@@ -133,7 +136,7 @@ def _run_job_of_sweep(cfg: DictConfig) -> float | None:
         config=config,
         sweep=sweep,
         directory=directory,
-        num_gpus=cfg.distributed.num_processes // max(1, cfg.distributed.num_nodes),
+        num_gpus=num_gpus,
         num_at_once=node.launcher.get("n_jobs", 1),
     )
     value = run_job(job)
@@ -169,6 +172,11 @@ def _sweep(arguments: list[str]) -> int:
     return exit_code(sweep.folder)
 
 
+def _typed(overrides: Any) -> list[str]:
+    """Overrides as they were typed: read one by one, the list would fill in what ``${...}`` in them stands for."""
+    return OmegaConf.to_container(overrides)  # ty: ignore[invalid-explicit-return] (of strings)
+
+
 def _job_alone() -> list[str]:
     """The arguments that compose this job outside of its sweep."""
     node = HydraConfig.get()
@@ -176,7 +184,7 @@ def _job_alone() -> list[str]:
     kept = [one for one in node.overrides.hydra if one.lstrip("+").startswith("hydra.searchpath=")]
     known = [key for key in ("num", "id") if not OmegaConf.is_missing(node.job, key)]
     numbers = [f"hydra.job.{key}={getattr(node.job, key)}" for key in known]
-    alone = [one for one in node.overrides.task if not one.startswith("launcher=")]
+    alone = [one for one in _typed(node.overrides.task) if not one.startswith("launcher=")]
     return [*sources, f"--config-name={node.job.config_name}", *alone, *kept, *numbers]
 
 

@@ -46,7 +46,9 @@ def run(place, *arguments):
 def swept(tmp_path_factory, checkpoint):
     """Where a sweep of two jobs was typed, what was typed, and how it went."""
     place = tmp_path_factory.mktemp("swept")
-    arguments = [*TINY, f"model.path={checkpoint('base')}"]
+    # The last one is filled in where it is run: filled in before, its quotes would end amid a list's.
+    quoted = ["freeze=vision", "name=base-eval", "tracker.project='of ${freeze.parts}'"]
+    arguments = [*TINY, f"model.path={checkpoint('base')}", *quoted]
     return place, arguments, run(place, "-m", *arguments, "seed=0,1")
 
 
