@@ -15,7 +15,10 @@ from visual_r1.run_folder import RunFolder
 # Batches of two, so that each of two processes has one, and drawn, so that a batch with another's seed would show.
 EVALUATION = (*COMMON, "method=eval", "scale.rollout_batch_size=2", "benchmark.temperature=1.0", "name=run")
 TRAINING = (*COMMON, "scale.micro_batch_size=4", "scale.rollout_batch_size=2", "name=run")
-OF_TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+OF_TASK = {
+    "SLURM_JOB_ID": str(os.getpid()),  # of which the port is made: two suites on one machine must not meet
+    **{"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"},
+}
 
 
 def folder_of(path):
