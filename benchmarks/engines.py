@@ -78,7 +78,7 @@ def models(folder: Path) -> dict[str, Path]:
     return {"nano": NANO, "33M": write_33m(folder / "33M")}
 
 
-def rollout(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def rollout(folder: Path, *, quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """Tokens a second of each engine, in turns, at each size of batch."""
     for name, path in models(folder).items():
         for batch, seconds_and_tokens in child("rollout", path, quick=quick).items():
@@ -92,7 +92,7 @@ def rollout(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
             yield {**one, "mean_length": round(num_tokens / num_completions, 1)}
 
 
-def push(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def push(folder: Path, *, quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """Seconds that vLLM takes for new weights, beside those of a whole GRPO step."""
     steps = 3 if quick else STEPS
     for name, path in models(folder).items():
@@ -107,7 +107,7 @@ def push(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
         }
 
 
-def scaling(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def scaling(folder: Path, *, quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """Completion tokens a second of whole GRPO steps."""
     ways = {
         "one process": ("1", "distributed=single"),
@@ -118,14 +118,14 @@ def scaling(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     steps = 2 if quick else STEPS
     for name, path in models(folder).items():
         rates: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(1 if quick else 3):
+        for _ in range(turns):
             for way, (threads, *overrides) in ways.items():
                 run = train(folder, path, f"scale.max_steps={steps}", *overrides, threads=threads)
                 rates[way] += [step_rate(one) for one in run]
         yield row(name, "GRPO step", rates, unit="completion tokens a second", against="one process")
 
 
-def startup(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def startup(folder: Path, *, quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """Seconds from an empty process to what is named, nano each time."""
     ways: dict[str, Callable[[], float]] = {
         **{
@@ -140,7 +140,7 @@ def startup(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
         ),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(1 if quick else 3):
+    for _ in range(turns):
         for way, measure in ways.items():
             seconds[way].append(measure())
     for way, values in seconds.items():
@@ -310,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="few repeats of the small cases; nothing is written")
+    parser.add_argument("--turns", type=int, default=3, help="of scaling and startup (default: %(default)s)")
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -319,7 +320,7 @@ def main() -> None:
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory(prefix="engines-") as folder:
             rows = []
-            for one in PARTS[part](Path(folder), quick=options.quick):
+            for one in PARTS[part](Path(folder), quick=options.quick, turns=1 if options.quick else options.turns):
                 print(json.dumps(one), flush=True)
                 rows.append(one)
         if options.quick:
