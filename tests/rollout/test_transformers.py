@@ -225,7 +225,7 @@ def test_a_tag_in_several_tokens_is_found(policies):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_holds_at_least_one(batch_size):
-    with pytest.raises(ValueError, match=r"rollout\.batch_size"):
+    with pytest.raises(ValueError, match=r"rollout\.engine\.batch_size"):
         TransformersEngine(batch_size=batch_size)
 
 
