@@ -109,10 +109,26 @@ def test_the_manifest_lists_what_any_process_has_written(tmp_path, monkeypatch):
     (folder / "model.safetensors").touch()
 
     def gathered(value):
-        """Another process ends its writing after this one has listed the files."""
-        (folder / "rng_state_1.pth").touch()
+        """What another process has written is seen by this one only after this one has listed the files."""
+        if value is not None:
+            (folder / "rng_state_1.pth").touch()
         return [value, manifest.list_files(folder)] if isinstance(value, list) else [value]
 
     monkeypatch.setattr(checkpoints.distributed, "gathered", gathered)
     checkpoints._seal(folder)
     assert list(read_json(folder / manifest.MANIFEST)["files"]) == ["model.safetensors", "rng_state_1.pth"]
+
+
+def test_the_files_are_listed_when_every_process_has_written_its_own(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / ".tmpXyz").touch()
+
+    def meet():
+        """The other process was about to rename its file."""
+        for path in folder.glob(".tmp*"):
+            path.rename(folder / "model.safetensors")
+
+    monkeypatch.setattr(checkpoints.distributed, "meet", meet)
+    checkpoints._seal(folder)
+    assert list(read_json(folder / manifest.MANIFEST)["files"]) == ["model.safetensors"]

@@ -56,7 +56,8 @@ class CheckpointingTrainer(Trainer):
 
 def _seal(folder: Path) -> None:
     """Completes a checkpoint when every process has written its part; they share the work of reading it again."""
-    # All list: rank 0 may be through before another has written its last file.
+    distributed.meet()  # a file that is still being written goes by another name
+    # All list: where machines share the folder over a network, one may not see at once what another has written.
     names = sorted({name for listed in distributed.gathered(manifest.list_files(folder)) for name in listed})
     own = names[distributed.rank() :: distributed.num_processes()]
     described = distributed.together(lambda: manifest.describe(folder, own))
