@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from visual_r1 import manifest
+from visual_r1.files import remove_partial
 from visual_r1.run_folder import RunFinishedError, RunFolder, RunFolderError, remove_checkpoint
 
 CONFIG = {"name": "grpo", "seed": 0, "method": {"trl": {"beta": 0.04, "betas": (0.9, 0.999)}}, "model": "base"}
@@ -98,6 +100,27 @@ def test_an_error_keeps_the_neighbours(folder):
     with pytest.raises(RuntimeError), folder.open(CONFIG, {}):
         raise RuntimeError
     assert neighbour.exists() and not folder.path.exists()
+
+
+def test_a_run_that_begins_beside_a_failing_one_keeps_its_place(folder, monkeypatch):
+    """Both are of one name, and its folder is empty for a moment."""
+    beside, rmdir = folder.path.with_name("seed1"), Path.rmdir
+
+    def begin_first(path):
+        if path == beside.parent:
+            beside.mkdir()
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", begin_first)
+    with pytest.raises(ValueError, match="no such model"), folder.open(CONFIG, {}):
+        raise ValueError("no such model")
+    assert list(beside.parent.iterdir()) == [beside]
+
+
+def test_a_check_beside_a_run_that_tidies_up_finds_nothing_wrong(folder, monkeypatch):
+    begin(folder)
+    monkeypatch.setattr(Path, "touch", lambda path: path.write_text("") or remove_partial(path.parent))
+    folder.check(CONFIG)
 
 
 def test_a_folder_of_something_else_is_refused(folder):

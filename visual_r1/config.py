@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -370,9 +371,9 @@ def build(node: DictConfig, **runtime: Any) -> Any:
     check_targets(node)
     try:
         return instantiate(_without_names(OmegaConf.to_container(node, resolve=True)), _convert_="all", **runtime)
-    except Exception as error:
+    except InstantiationException as error:
         cause = error.__cause__
-        if type(error).__name__ == "InstantiationException" and isinstance(cause, ValueError | OSError):
+        if isinstance(cause, ValueError | OSError):
             raise ConfigError(str(cause)) from cause
         raise
 

@@ -299,7 +299,7 @@ def _check_writable(path: Path) -> None:
             raise NotADirectoryError(20, "a parent is not a directory")
         probe = existing / f".partial-writable-{os.getpid()}"  # by a name that `remove_partial` knows
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a run beside this one may have tidied it away, or one elsewhere has this number
     except OSError as error:
         raise RunFolderError(
             f"cannot write the run folder {path}: {existing}: {error.strerror}; choose another runs folder"
@@ -314,9 +314,10 @@ def _is_empty(folder: Path) -> bool:
 def _remove_empty(folders: Sequence[Path]) -> None:
     """Removes folders, innermost first, up to the first that holds something."""
     for folder in folders:
-        if any(folder.iterdir()):
-            return
-        folder.rmdir()
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # another run may have put something there a moment ago
 
 
 def _as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
