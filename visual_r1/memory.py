@@ -20,6 +20,9 @@ from typing import Any
 HEADROOM = 1.1
 """What a device should have, relative to the sum: CUDA's own memory and gaps between allocations."""
 
+KEPT_CHECKPOINTS = 2
+"""Checkpoints that lie in a run folder: the newest, and the one before it in case the newest is damaged."""
+
 TEXT_TOKENS = 138
 """Tokens of a prompt beside its image's: the paper's question, choices and instructions."""
 
@@ -353,14 +356,44 @@ def needed(shape: Shape, plan: Plan) -> int:
     return int(HEADROOM * max(stage.total for stage in stages(shape, plan)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a training writes, in bytes."""
+
+    model: int
+    """The trained model; adapters are merged into it, in float32."""
+    weights: int
+    """Of a checkpoint: the model's, or the adapters' alone."""
+    state: int
+    """The optimizer's, beside them."""
+
+    def total(self, *, num_checkpoints: int) -> int:
+        """The model and so many checkpoints."""
+        return num_checkpoints * (self.weights + self.state) + self.model
+
+
+def saved(*, num_parameters: int, num_trained: int, weight_bytes: int, has_adapter: bool, is_deepspeed: bool) -> Saved:
+    """What a training by AdamW writes of a model; the arguments are those of `Shape` and `Plan`."""
+    model = num_parameters * (4 if has_adapter else weight_bytes)
+    return Saved(
+        model=model,
+        weights=4 * num_trained if has_adapter else model,
+        state=(_MOMENTS + (4 if is_deepspeed else 0)) * num_trained,  # DeepSpeed's float32 weights
+    )
+
+
 def disk_needed(shape: Shape, plan: Plan) -> int:
     """What a run writes, in bytes: two checkpoints, of which one may just be being written, and the trained model."""
     if not plan.num_trained:
         return 0
-    model = shape.num_parameters * (4 if plan.has_adapter else plan.weight_bytes)  # merged, it is float32
-    weights = 4 * plan.num_trained if plan.has_adapter else shape.num_parameters * plan.weight_bytes
-    state = (_MOMENTS + (4 if plan.is_deepspeed else 0)) * plan.num_trained
-    return 2 * (weights + state) + model
+    written = saved(
+        num_parameters=shape.num_parameters,
+        num_trained=plan.num_trained,
+        weight_bytes=plan.weight_bytes,
+        has_adapter=plan.has_adapter,
+        is_deepspeed=plan.is_deepspeed,
+    )
+    return written.total(num_checkpoints=KEPT_CHECKPOINTS)
 
 
 def _without_zeros(parts: Mapping[str, int]) -> dict[str, int]:

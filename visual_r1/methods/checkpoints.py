@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,10 @@ from trl.trainer.utils import RepeatSampler
 
 from visual_r1 import distributed, manifest
 from visual_r1.files import WriteError, free_bytes, gigabytes, writing
+from visual_r1.memory import KEPT_CHECKPOINTS, saved
 from visual_r1.run_folder import RunFolder, remove_checkpoint, whole_checkpoints
 
 _logger = logging.getLogger(__name__)
-
-_KEPT = 2
-"""Checkpoints that lie in a run folder: the newest, and the one before it in case the newest is damaged."""
-_ADAM_BYTES = 8
-"""Of optimizer state for each trained parameter: two moments in float32."""
-_MASTER_BYTES = 4
-"""What DeepSpeed keeps beside them: the parameter in float32."""
 
 
 class CheckpointingTrainer(Trainer):
@@ -35,17 +28,16 @@ class CheckpointingTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         earlier = [one for one in whole_checkpoints(folder.parent) if one != folder]
         if distributed.is_main():
-            for one in earlier[: -(_KEPT - 1)]:
+            for one in earlier[: -(KEPT_CHECKPOINTS - 1)]:
                 remove_checkpoint(one)
         on = f"goes on from {earlier[-1].name}" if earlier else "starts over"
         try:
             with writing(folder, fix=f"make room and type the same command again, it {on}"):
                 super()._save_checkpoint(model, trial)
                 _seal(folder)
-        except Exception as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, WriteError) and not distributed.is_main():
-                print(f"error: process {distributed.rank()}: {error}", file=sys.stderr)  # it may be the only one
+        except Exception:
+            if distributed.is_main():  # the others may still be writing, and fail next
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _run_epoch(self, **arguments: Any) -> None:
@@ -89,14 +81,18 @@ def check_space(trainer: Trainer, folder: RunFolder) -> None:
     parameters = list(trainer.model.parameters())
     sizes = [int(getattr(one, "ds_numel", one.numel())) for one in parameters]  # split by ZeRO-3, one is empty here
     trained = sum(size for one, size in zip(parameters, sizes, strict=True) if one.requires_grad)
-    of_weights = [size * one.element_size() for one, size in zip(parameters, sizes, strict=True)]
-    is_adapted = hasattr(trainer.model, "peft_config")
-    model = sum(sizes) * 4 if is_adapted else sum(of_weights)  # merged, it is saved in float32
-    weights = trained * 4 if is_adapted else model
-    state = trained * (_ADAM_BYTES + (_MASTER_BYTES if trainer.is_deepspeed_enabled else 0))
-    kept = min(_KEPT, -(-trainer.args.max_steps // trainer.args.save_steps)) if trainer.args.max_steps > 0 else _KEPT
+    written = saved(
+        num_parameters=sum(sizes),
+        num_trained=trained,
+        weight_bytes=max(one.element_size() for one in parameters),
+        has_adapter=hasattr(trainer.model, "peft_config"),
+        is_deepspeed=trainer.is_deepspeed_enabled,
+    )
+    kept = KEPT_CHECKPOINTS
+    if trainer.args.max_steps > 0:
+        kept = min(kept, -(-trainer.args.max_steps // trainer.args.save_steps))
     available = free_bytes(folder.path) + _size(folder.checkpoints) + _size(folder.model)
-    least, likely = kept * weights + model, kept * (weights + state) + model
+    least, likely = kept * written.weights + written.model, written.total(num_checkpoints=kept)
     what = f"{kept} checkpoint{'s' if kept > 1 else ''} and the model"
     if available < least:
         raise WriteError(
