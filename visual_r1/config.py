@@ -119,6 +119,11 @@ class GrpoConfig:
     micro_batch_size: int = MISSING
     schedule_steps: int | None = MISSING
     resampling: Any = MISSING
+    shared_prefix: bool = MISSING
+    encode_once: bool = MISSING
+    keep_groups: bool = MISSING
+    trim_padding: bool = MISSING
+    skip_zero_advantage: bool = MISSING
     trl: dict[str, Any] = MISSING
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
+from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import is_async_callable
 
 from visual_r1 import distributed
@@ -27,6 +29,7 @@ from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.checkpoints import CheckpointingTrainer
 from visual_r1.methods.resampling import Resampling
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
+from visual_r1.methods.shared_prefix_trainer import SharedPrefixTrainer, Shortcuts, group_numbers
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
@@ -80,6 +83,12 @@ class Grpo:
     """Optimizer steps over which the learning rate's schedule is laid out; None: those of the training."""
     resampling: Resampling | None = None
     """When a step samples further prompts, for groups that can teach something; None: never."""
+    shared_prefix: bool = False
+    """See `Shortcuts`, as for the four below; without any of them the update is trl's to the last pass."""
+    encode_once: bool = False
+    keep_groups: bool = False
+    trim_padding: bool = False
+    skip_zero_advantage: bool = False
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
@@ -116,6 +125,17 @@ class Grpo:
     def completions_per_step(self) -> int:
         """Completions an optimizer step learns from."""
         return self.prompts_per_step * self.trl["num_generations"]
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What the update does not compute twice."""
+        return Shortcuts(
+            shared_prefix=self.shared_prefix,
+            encode_once=self.encode_once,
+            keep_groups=self.keep_groups,
+            trim_padding=self.trim_padding,
+            skip_zero_advantage=self.skip_zero_advantage,
+        )
 
     @property
     def sampling(self) -> Sampling:
@@ -197,16 +217,16 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     return scores
 
 
-class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
+class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, SharedPrefixTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
-    trl's methods are extended and none is rewritten: the loss, the advantages, the sampler and the importance sampling
-    of another engine's tokens are trl's own.
+    The loss, the advantages, the sampler and the importance sampling of another engine's tokens are trl's own.
     """
 
     def __init__(self, *, policy: Policy, context: TrainingContext, method: Grpo) -> None:
         self._policy = policy
         self._context = context
+        self._shortcuts = method.shortcuts
         self._sampling = method.sampling
         self._config = method.config(context)
         self.schedule_steps = method.schedule_steps
@@ -293,7 +313,7 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
     def _sample(self, examples: Sequence[Example]) -> list[Completion]:
         """A completion of each example; those of one group stand together."""
         started = time.perf_counter()
-        groups = _runs([example.id for example in examples])
+        groups = Counter(group_numbers(examples)).values()
         unique = {example.id: example for example in examples}.values()
         check_context(self._policy, unique, max_completion_length=self._sampling.max_completion_length)
         size = math.gcd(*groups)  # num_generations, or less where a group straddles two processes
@@ -333,7 +353,7 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
         self._examples = [row["example"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         # trl drops every image of the batch, silently, when one row's placeholders do not match its features.
-        if any(example.images for example in self._examples) and "pixel_values" not in output:
+        if self._images is None and "pixel_values" not in output and any(one.images for one in self._examples):
             raise RuntimeError("images and placeholder tokens of this batch do not match; training would be blind")
         seconds = time.perf_counter() - started
         self._making_seconds += seconds
@@ -362,6 +382,13 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> tuple[list[Rollout], torch.Tensor]:
         """The rollouts of all processes, in the order of the batch, and their scores [B, rewards], not yet weighted."""
+        if "images" not in inputs[0]:  # kept from trl, not from a user's function
+            images = [list(row["example"].images) for row in inputs]
+            inputs = [{**row, "images": own} for row, own in zip(inputs, images, strict=True)]
+            if any(images):
+                prompts = [
+                    prepare_multimodal_messages(one, images=own) for one, own in zip(prompts, images, strict=True)
+                ]
         policy, ends = self._policy, set(self._policy.end_token_ids)
         rollouts = [
             to_rollout(policy, row["example"], ids, is_truncated=ids[-1] not in ends)
@@ -420,7 +447,7 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, GRPOTrainer):
             return
         names = [reward.name for reward in self._context.rewards]
         scores = self._scores.tolist()
-        groups = _group_numbers([rollout.example for rollout in self._rollouts])
+        groups = group_numbers([rollout.example for rollout in self._rollouts])
         rows: list[RolloutRow] = [
             {
                 **rollout_row(rollout, self._context.keyword_hits),
@@ -446,19 +473,3 @@ def mixed_seed(*parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % 2**62
     return seed
-
-
-def _runs(ids: Sequence[str]) -> list[int]:
-    """Lengths of the runs of equal neighbours."""
-    lengths: list[int] = []
-    for index, one in enumerate(ids):
-        if index and one == ids[index - 1]:
-            lengths[-1] += 1
-        else:
-            lengths.append(1)
-    return lengths
-
-
-def _group_numbers(examples: Sequence[Example]) -> list[int]:
-    """The number of its group for each rollout: 0, 0, ..., 1, 1, ..."""
-    return [number for number, size in enumerate(_runs([example.id for example in examples])) for _ in range(size)]
