@@ -25,7 +25,7 @@ WITH_ENGINES := PATH="$(CURDIR)/$(ENGINES)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(C
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines lint gpu-check smoke clean
+.PHONY: help setup demo test test-engines lint bench gpu-check smoke clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -70,6 +70,10 @@ test: setup ## Pass the tests
 test-engines: $(ENGINES_READY) ## Pass the tests of vLLM, DeepSpeed, several processes and kills, in .venv-engines
 	$(WITH_ENGINES) $(OFFLINE) OMP_NUM_THREADS=1 $(ENGINES_RUN) -m pytest -m engines -n $(WORKERS) --dist loadfile \
 		--durations=15 --timeout=900 -o faulthandler_timeout=960 -o faulthandler_exit_on_timeout=true
+
+# By hand and on a machine that does nothing else: about two hours on one core. BENCH=--quick rehearses it.
+bench: setup ## Measure a step against stock trl, time and memory: BENCH="update" one part, BENCH=--quick a rehearsal
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m benchmarks.step $(BENCH)
 
 gpu-check: $(ENGINES_READY) ## On a machine with a GPU: one step of the paper's recipe at true size, vLLM, ZeRO: time and memory
 	$(WITH_ENGINES) $(OFFLINE) $(ENGINES_RUN) -m visual_r1.gpu_check $(GPU_CHECK)

@@ -33,11 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
+from benchmarks.recording import ROOT, facts
 from tests.tables import photograph
-from visual_r1 import provenance
 from visual_r1.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "adapters.json"
 NUM_ROWS = 100_000
 NUM_READ = 3_000
@@ -353,9 +352,7 @@ def main() -> None:
                 print("{case:16} {metric:28} stock {stock!s:>9}  ours {ours!s:>9}  {unit}".format(**row), flush=True)
                 rows.append(row)
     if not options.cases and options.rows == NUM_ROWS:
-        facts = provenance.record(config={"num_rows": options.rows, "num_read": NUM_READ}, data={}, root=ROOT)
-        kept = {key: facts[key] for key in ("hardware", "versions", "config")}
-        write_json(RESULTS, {"commit": facts["code"]["commit"], **kept, "results": rows})
+        write_json(RESULTS, {**facts({"num_rows": options.rows, "num_read": NUM_READ}), "results": rows})
         print(RESULTS.relative_to(ROOT))
 
 

@@ -32,12 +32,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visual_r1 import provenance
-from visual_r1.files import read_json, write_json
+from benchmarks.random_models import write_33m
+from benchmarks.recording import NANO, ROOT, environment, facts, run_command, write_part
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "engines.json"
-NANO = ROOT / "models" / "nano-base"
 ENGINES = ("transformers", "vllm_colocate")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 GROUP = 8
@@ -51,26 +49,6 @@ SMALL_STEP = (
     *("scale.probe_size=1", "scale.probe_every_steps=1000", "scale.benchmark_size=4", "scale.save_every_steps=1000"),
     *("scale.num_threads=null", "tracker=none"),
 )
-
-
-def write_33m(folder: Path) -> Path:
-    """A checkpoint of nano's kind with 32.5 million random weights."""
-    from visual_r1.architectures.checkpoints import build_model
-
-    config = read_json(NANO / "config.json")
-    text = {
-        **{"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8},
-        **{"num_attention_heads": 8, "num_key_value_heads": 4, "layer_types": ["full_attention"] * 8},
-    }
-    # Heads of 64 values, a position's three parts in the proportions of nano's.
-    config["text_config"] |= text
-    config["text_config"]["rope_parameters"] |= {"mrope_section": [8, 12, 12]}
-    config["vision_config"] |= {"hidden_size": 512}
-    build_model(config, dtype="float32", device="cpu", seed=0).save_pretrained(folder)
-    for file in NANO.iterdir():
-        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
-            shutil.copy(file, folder)
-    return folder
 
 
 def models(folder: Path) -> dict[str, Path]:
@@ -167,26 +145,6 @@ def row(
         "unit": unit,
         "runs": min(len(each) for each in values.values()),
     }
-
-
-def environment(threads: str = "1") -> dict[str, str]:
-    """Of a measured process: nothing asks a network, and vLLM finds no file that another run has left."""
-    ours = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    ours |= {"OMP_NUM_THREADS": threads, "VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja
-    return {**os.environ, **ours, "PATH": path}
-
-
-def run_command(command: Sequence[str], *, threads: str = "1") -> str:
-    """What a command prints.
-
-    Raises:
-        RuntimeError: it failed, with the end of what it said.
-    """
-    result = subprocess.run(command, cwd=ROOT, env=environment(threads), capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {result.stderr.strip()[-2000:]}")
-    return result.stdout
 
 
 def train(folder: Path, model: Path, *overrides: str, threads: str = "1") -> list[dict[str, Any]]:
@@ -326,12 +284,7 @@ def main() -> None:
         if options.quick:
             continue
         config = {"max_completion_length": NUM_TOKENS, "group": GROUP, "small_step": SMALL_STEP, "threads": 1}
-        facts = provenance.record(config=config, data={}, root=ROOT)
-        kept = {key: facts[key] for key in ("started", "hardware", "versions", "config")}
-        record = {"commit": facts["code"]["commit"], "is_dirty": facts["code"]["is_dirty"], **kept, "results": rows}
-        # Parts may be measured on different days: each has its own commit.
-        parts = read_json(RESULTS)["parts"] if RESULTS.is_file() else {}
-        write_json(RESULTS, {"parts": {**parts, part: record}})
+        write_part(RESULTS, part, {**facts(config), "results": rows})
         print(RESULTS.relative_to(ROOT))
 
 

@@ -28,7 +28,7 @@ LAYERS = (
     {"rewards", "metrics", "scoring"},
     {"architectures", "datasets", "organisms"},
     {"memory", "models", "rollout", "tracking"},
-    {"evaluation", "methods", "probe", "report"},
+    {"evaluation", "methods", "probe", "report", "update_timing"},
     {"config"},
     {"experiment", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
 )
