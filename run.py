@@ -78,8 +78,11 @@ def main(cfg: DictConfig) -> float | None:
             return take_part(experiment)
         summary = run(experiment, started=started)
     # A folder that another process has taken, files that do not load, a hub or an engine that does not answer, a full
-    # disk, in this process or in another.
+    # disk. Where the processes had to agree all know of it, and rank 0 says it; elsewhere only the one that has met it.
     except (RunFolderError, CheckpointError, EngineError, WriteError, distributed.DistributedError) as error:
+        is_told = isinstance(error, distributed.DistributedError) and not distributed.is_main()
+        if distributed.is_joined() and not is_told:
+            distributed.end_unheard(str(error))
         return _give_up(command, error)
     except Exception:
         if not distributed.fails_first():

@@ -423,9 +423,10 @@ def fails_first() -> bool:
 
 
 def end_unheard(message: str) -> NoReturn:
-    """Ends this process where the others wait for it in a library and cannot be told; the first to end says why."""
+    """Ends this process where the others may wait for it and not have been told; the first to end says why."""
     if fails_first():
-        print(f"error: process {rank()}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        whose = "" if is_main() else f"process {rank()}: "
+        print(f"error: {whose}{' '.join(message.split())}", file=sys.stderr, flush=True)
     os._exit(USER_ERROR)
 
 

@@ -44,6 +44,7 @@ def by_torchrun(path, *arguments):
 def by_accelerate(path, *arguments):
     # Its own choice of devices: without one, it would start a single process on a CPU.
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
+    launch += ("--main_process_port=0",)  # any that is free
     return [ended(start(path, *launch, "--mixed_precision=bf16", "--dynamo_backend=no", RUN, *arguments))]
 
 
@@ -79,15 +80,19 @@ def test_each_item_is_asked_once_and_answered_as_by_one_process(alone, tmp_path,
     assert "".join(one.stdout for one in ends).count("figure: ") == 1
 
 
-# Dies once, in the process that has nothing to write, as under `kill -9`.
+# Dies once, in the process that has nothing to write, as under `kill -9`; or loses what it needs there.
 USER_REWARD = """
 import os, pathlib, signal
+from visual_r1.rollout.engine import EngineError
 
 def by_length(completion_ids, trainer_state, **columns):
-    flag = pathlib.Path(__file__).parent / "die"
-    if trainer_state.global_step == 2 and os.environ.get("RANK") == "1" and flag.exists():
-        flag.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+    die, lose = (pathlib.Path(__file__).parent / name for name in ("die", "lose"))
+    if trainer_state.global_step == 2 and os.environ.get("RANK") == "1":
+        if lose.exists():
+            raise EngineError("the engine is gone")
+        if die.exists():
+            die.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
     return [0.1 * len(ids) for ids in completion_ids]
 """
 REWARD = (
@@ -134,6 +139,14 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(whole, tmp_p
     assert [row["step"] for row in folder.read_metrics()] == list(range(STEPS + 1))
     if distributed == "ddp":
         assert curves(tmp_path) == curves(whole) and answers(tmp_path) == answers(whole)
+
+
+def test_what_one_process_alone_has_met_is_said_once(tmp_path, checkpoint):
+    (tmp_path / "user_reward.py").write_text(USER_REWARD)
+    (tmp_path / "lose").touch()
+    done = run(tmp_path, *TRAINING, *REWARD, f"model.path={checkpoint('base')}", "distributed=ddp")
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert (done.returncode, errors) == (1, ["error: process 1: the engine is gone"]), done.stderr
 
 
 def test_a_run_that_was_killed_in_its_evaluation_does_not_train_again(whole, tmp_path, checkpoint):
