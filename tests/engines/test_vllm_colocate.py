@@ -55,7 +55,7 @@ WARM = replace(GREEDY, temperature=1.0)
 
 
 def new_engine(**replaced):
-    arguments = {"bf16": False, **replaced}
+    arguments = {"bf16": False, "push_changed_only": True, **replaced}
     return VllmColocateEngine(
         batch_size=64, max_model_length=512, kv_cache_gib=0.25, cuda_graphs=False, sleep=False, **arguments
     )
@@ -134,13 +134,75 @@ def test_new_weights_arrive_whatever_part_was_trained(engine, policy, part):
     assert max(abs(one - other) for one, other in first) > 1e-3
 
 
+def pushed(engine, policy):
+    """How many tensors one visit gives to the engine."""
+    with engine.serving(policy) as sampler:
+        return sampler.pushed.num_tensors
+
+
+def trained_by_a_fused_step(policy):
+    """The names of what a step has written to, as PyTorch's books do not say it."""
+    trained = {name: one for name, one in policy.model.named_parameters() if one.requires_grad}
+    for number, one in enumerate(trained.values()):
+        generator = torch.Generator().manual_seed(number)
+        one.grad = torch.randn(one.shape, generator=generator).to(one.device)
+    torch.optim.AdamW(trained.values(), lr=0.01, fused=True).step()
+    for one in trained.values():
+        one.grad = None
+    return set(trained)
+
+
+FROZEN = {
+    "nothing": (),
+    "vision-alone": ("visual",),
+    "embeddings-alone": ("embed_tokens", "lm_head"),
+    "layers-alone": (".layers.",),
+}
+
+
+@pytest.mark.parametrize("parts", FROZEN.values(), ids=FROZEN)
+def test_only_what_was_trained_is_pushed_and_the_engine_is_the_trainer(engine, policy, parts):
+    total = pushed(engine, policy)
+    if parts:
+        for name, one in policy.model.named_parameters():
+            one.requires_grad_(any(part in name for part in parts))
+    assert pushed(engine, policy) == sum(not one.requires_grad for one in policy.model.parameters())  # just frozen
+    for _ in range(2):
+        trained = trained_by_a_fused_step(policy)
+        assert pushed(engine, policy) == len(trained) <= total
+        assert pushed(engine, policy) == 0
+        ours = generate(engine, policy)
+        assert largest_difference(ours, by_transformers(policy)) < 1e-4
+
+
+def test_what_is_loaded_into_a_model_arrives_and_so_does_another_policy(engine, policy, policies):
+    total = pushed(engine, policy)
+    plain = generate(engine, policy)
+    policy.model.requires_grad_(False)
+    pushed(engine, policy)
+    policy.model.load_state_dict(policies["instruct"].model.state_dict())
+    loaded = generate(engine, policy)
+    assert largest_difference(loaded, by_transformers(policy)) < 1e-4
+    assert tokens(loaded) != tokens(plain)
+    assert pushed(engine, policies["base"]) == total
+    assert largest_difference(generate(engine, policies["base"]), plain) < 1e-6
+
+
+def test_all_weights_are_pushed_each_time_where_it_is_asked_for(policy):
+    engine = new_engine(push_changed_only=False)
+    try:
+        assert pushed(engine, policy) == pushed(engine, policy) > 1
+    finally:
+        engine.close()
+
+
 def test_without_a_reset_an_image_stays_as_the_old_weights_saw_it(engine, policy):
     """What stock trl 1.16 does after each update; the reset is ours."""
     before = generate(engine, policy)
     change(policy, "visual")
     running = engine._running
     with undisturbed():
-        running.llm.collective_rpc("take_weights", args=(policy_weights(policy),))
+        running.llm.collective_rpc("take_weights", args=(policy_weights(policy), True))
         running.llm.reset_prefix_cache()  # trl's only one
         outputs = running.llm.generate(requests(policy), greedy_parameters(policy), use_tqdm=False)
     assert [tuple(output.outputs[0].token_ids) for output in outputs] == [group[0].token_ids for group in before]
@@ -289,6 +351,10 @@ def test_an_adapter_is_served_merged(engine):
     learned = generate(engine, policy)
     assert largest_difference(learned, by_transformers(policy)) < 1e-4
     assert plain[0][0].logps != learned[0][0].logps
+    assert pushed(engine, policy) == 0
+    adapted = {name.rpartition(".lora_")[0] for name in trained_by_a_fused_step(policy)}
+    assert pushed(engine, policy) == len(adapted) > 1  # and not what nobody trains
+    assert largest_difference(generate(engine, policy), by_transformers(policy)) < 1e-4
 
 
 def test_the_probe_and_the_benchmark_read_the_same_answers(engine):

@@ -95,6 +95,7 @@ def new_engine(url, *, weights_dir="/dev/shm", bf16=False):
         max_model_length=512,
         kv_cache_gib=None,
         cuda_graphs=False,
+        push_changed_only=True,
     )
 
 
@@ -143,8 +144,15 @@ def test_new_weights_arrive_whatever_part_was_trained(engine, policy, part):
             if part in name and parameter.ndim > 1:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter += 0.3 * parameter.std() * noise
+    changed = sum(part in name and one.ndim > 1 for name, one in policy.model.named_parameters())
+    with engine.serving(policy) as sampler:
+        assert sampler.pushed.num_tensors == changed
+    with engine.serving(policy) as sampler:
+        assert sampler.pushed.num_tensors == 0
+    expected = by_transformers(policy)
     after = generate(engine, policy)  # of images that the server has seen
-    assert largest_difference(after, by_transformers(policy)) < 1e-4
+    assert largest_difference(after, expected) < 1e-4
+    assert largest_difference(generate(engine, policy), expected) < 1e-4  # it still remembers its prompts
     first = [(one.logps[0], other.logps[0]) for [one], [other] in zip(before, after, strict=True)]
     assert max(abs(one - other) for one, other in first) > 1e-3
     assert not list(Path("/dev/shm").glob("visual_r1_*"))

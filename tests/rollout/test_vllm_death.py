@@ -14,6 +14,7 @@ import torch
 from visual_r1 import distributed
 from visual_r1.config import build, compose_config
 from visual_r1.rollout.engine import EngineError
+from visual_r1.rollout.pushes import Pushes
 from visual_r1.rollout.server_client import RouteError, ServerClient
 from visual_r1.rollout.vllm_colocate import VllmColocateEngine, _dying, _Running
 
@@ -79,7 +80,7 @@ def test_what_an_engine_has_died_of_is_not_hidden_by_its_rest(policies, monkeypa
 def test_an_engine_that_keeps_what_other_weights_have_computed_is_refused():
     keeping = SimpleNamespace(reset_prefix_cache=lambda: False, llm_engine=SimpleNamespace(reset_encoder_cache=list))
     with pytest.raises(EngineError, match="still holds prompts that other weights have computed"):
-        _Running(llm=keeping, kind=("", "float32"), sleeps=False).forget()
+        _Running(llm=keeping, kind=("", "float32"), sleeps=False, pushes=Pushes(changed_only=True)).forget()
 
 
 class _Refusing(BaseHTTPRequestHandler):

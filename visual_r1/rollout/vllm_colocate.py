@@ -17,6 +17,7 @@ from visual_r1 import distributed
 from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
+from visual_r1.rollout.pushes import Push, Pushes
 from visual_r1.rollout.seeds import prompt_seeds
 from visual_r1.rollout.undisturbed import undisturbed
 from visual_r1.rollout.vllm_setup import (
@@ -28,7 +29,6 @@ from visual_r1.rollout.vllm_setup import (
     environment,
     kv_cache_bytes,
 )
-from visual_r1.rollout.weights import policy_weights
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -60,6 +60,9 @@ class VllmColocateEngine:
     """On a GPU: faster decoding for a start that takes a minute longer. Without one it has no effect."""
     sleep: bool
     """On a GPU: gives the memory of weights, keys and values back between rollouts. Without one it has no effect."""
+    push_changed_only: bool
+    """Only weights that may have changed since the last rollout are given to the engine; otherwise, and where it has
+    slept, all are."""
     warn_logp_difference: float | None = None
     """See `RolloutEngine.warn_logp_difference`."""
     _running: _Running | None = field(default=None, init=False, repr=False, compare=False)
@@ -87,8 +90,8 @@ class VllmColocateEngine:
         """See `RolloutEngine.serving`."""
         running = self._started(policy)
         with undisturbed(), _dying():
-            running.wake(policy)
-        yield VllmSampler(policy=policy, running=running)
+            pushed = running.wake(policy)
+        yield VllmSampler(policy=policy, running=running, pushed=pushed)
         # Not where the block has failed: a dead engine would fail again, and hide what it has died of.
         with undisturbed(), _dying():
             running.rest()
@@ -123,7 +126,12 @@ class VllmColocateEngine:
                 if distributed.is_joined():  # while vLLM starts, each process waits for all others
                     distributed.end_unheard(str(error))
                 raise
-            self._running = _Running(llm=llm, kind=kind, sleeps=self.sleep and torch.cuda.is_available())
+            self._running = _Running(
+                llm=llm,
+                kind=kind,
+                sleeps=self.sleep and torch.cuda.is_available(),
+                pushes=Pushes(changed_only=self.push_changed_only),
+            )
         return self._running
 
     def _llm(self, policy: Policy, dtype: str) -> LLM:
@@ -182,22 +190,26 @@ class _Running:
     llm: LLM
     kind: tuple[str, str]
     sleeps: bool
+    pushes: Pushes
     is_compared: bool = False
     """Its first prompts were held to the processor's own tokens."""
 
-    def wake(self, policy: Policy) -> None:
-        """Gives it the policy's weights, and forgets what it has computed with others."""
+    def wake(self, policy: Policy) -> Push:
+        """Gives it the policy's weights."""
         is_asleep = self.sleeps and self.llm.llm_engine.is_sleeping()
         if is_asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("take_weights", args=(policy_weights(policy),))
+        with self.pushes.next(policy) as push:
+            if not push.is_empty:
+                self.llm.collective_rpc("take_weights", args=(push.weights(), push.is_whole))
         if is_asleep:  # now that nothing else needs room
             self.llm.wake_up(tags=["kv_cache"])
-        self.forget()
+        return push
 
     def rest(self) -> None:
-        """Frees what it holds between rollouts. At level 2 the weights go as well: `wake` brings new ones anyway."""
+        """Frees what it holds between rollouts. At level 2 the weights go as well: `wake` brings all of them then."""
         if self.sleeps:
+            self.pushes.forget()
             self.llm.sleep(level=2)
 
     def forget(self) -> None:
@@ -213,6 +225,8 @@ class VllmSampler:
 
     policy: Policy
     running: _Running
+    pushed: Push
+    """What the engine was given for this."""
 
     def generate(
         self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
@@ -236,7 +250,8 @@ class VllmSampler:
             self._parameters(sampling, num_drawn=num_drawn, seed=one) for one in prompt_seeds(seed, len(prompts))
         ]
         with undisturbed(), _dying():
-            # Where a prompt is already known, it is computed otherwise, and equal inputs would round differently.
+            # What other weights have computed is wrong now; and where a prompt is already known, it is computed
+            # otherwise, so that equal inputs would round differently.
             self.running.forget()
             outputs = llm.generate(requests, parameters, use_tqdm=False)
         groups: list[list[Completion]] = []

@@ -25,10 +25,10 @@ from visual_r1 import distributed
 from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
+from visual_r1.rollout.pushes import Push, Pushes
 from visual_r1.rollout.seeds import prompt_seeds
 from visual_r1.rollout.server_client import START, RouteError, ServerClient
 from visual_r1.rollout.vllm_setup import served_name
-from visual_r1.rollout.weights import policy_weights
 
 _FILE_BYTES = 2**30
 """Weights in one file on their way to the server."""
@@ -64,8 +64,13 @@ class VllmServerEngine:
     """The server computes in bfloat16, as the trainer does; otherwise in float32."""
     cuda_graphs: bool
     """On a GPU: faster decoding for a start that takes a minute longer. Without one it has no effect."""
+    push_changed_only: bool
+    """Only weights that may have changed since the last rollout are given to the server; otherwise all are."""
     warn_logp_difference: float | None = None
     """See `RolloutEngine.warn_logp_difference`."""
+    _pushes: Pushes = field(init=False, repr=False, compare=False)
+    _folder: str | None = field(default=None, init=False, repr=False, compare=False)
+    """Where the server has read the last weights that this run has pushed."""
     _is_compared: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +83,7 @@ class VllmServerEngine:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"rollout.engine.url={self.url}: expected something like http://127.0.0.1:8000")
         self.url = self.url.rstrip("/")
+        self._pushes = Pushes(changed_only=self.push_changed_only)
 
     @property
     def needs_correction(self) -> bool:
@@ -107,7 +113,7 @@ class VllmServerEngine:
                 f"architecture of {source.path}: start another with `{START}` and the run's own overrides"
             )
         try:
-            [says] = self._call("describe")
+            says = self._says()
         except RouteError as error:
             raise ValueError(
                 f"the vLLM server at {self.url} takes no new weights (it answers {error.status}): start it with "
@@ -123,16 +129,26 @@ class VllmServerEngine:
     @contextmanager
     def serving(self, policy: Policy) -> Generator[ServerSampler]:
         """See `RolloutEngine.serving`. Rank 0 pushes the weights; the others wait until the server has them."""
-        # Rank 0's name for the folder; and when all have it, nobody samples from the weights before any more.
-        folder = Path(self.weights_dir) / distributed.gathered(f"visual_r1_{uuid.uuid4().hex}")[0]
-        try:
-            self._write(policy, folder)
-            distributed.together(lambda: self._push(folder) if distributed.is_main() else None)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        yield ServerSampler(policy=policy, engine=self, folder=str(folder))
+        is_held = distributed.together(lambda: self._is_held() if distributed.is_main() else None)
+        if not distributed.gathered(is_held)[0]:
+            self._pushes.forget()
+        with self._pushes.next(policy) as push:
+            new = f"{self.weights_dir}/visual_r1_{uuid.uuid4().hex}"
+            # Rank 0's name; and when all have it, nobody samples from the weights before any more.
+            folder = distributed.gathered((push.is_empty and self._folder) or new)[0]
+            try:
+                self._write(push, Path(folder))
+                distributed.together(lambda: self._push(push, folder) if distributed.is_main() else None)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._folder = folder
+        yield ServerSampler(policy=policy, engine=self, folder=folder, pushed=push)
 
-    def _write(self, policy: Policy, folder: Path) -> None:
+    def _is_held(self) -> bool:
+        """Whether the server still has what this run has pushed last: it may have been started anew."""
+        return self._folder is not None and self._says()["folder"] == self._folder
+
+    def _write(self, push: Push, folder: Path) -> None:
         """Rank 0 writes what all bring together."""
         dtype = getattr(torch, self.dtype)
         bucket: dict[str, torch.Tensor] = {}
@@ -151,7 +167,7 @@ class VllmServerEngine:
                 ) from error
             bucket, size, count = {}, 0, count + 1
 
-        for name, tensor in policy_weights(policy):
+        for name, tensor in push.weights():
             if not distributed.is_main():
                 continue
             bucket[name] = tensor.to(device="cpu", dtype=dtype, copy=True).contiguous()
@@ -161,8 +177,12 @@ class VllmServerEngine:
         if bucket:
             flush()
 
-    def _push(self, folder: Path) -> None:
-        self._call("take_folder", str(folder))
+    def _push(self, push: Push, folder: str) -> None:
+        if push.is_empty:
+            return
+        [is_taken] = self._call("take_folder", folder, None if push.is_whole else self._folder)
+        if not is_taken:
+            raise self.other_weights()
         # What the server remembers was computed with the weights before.
         if not self.client.post("reset_prefix_cache")["success"]:
             raise EngineError(
@@ -171,7 +191,19 @@ class VllmServerEngine:
             )
         self.client.post("reset_encoder_cache")
 
-    def _call(self, method: str, *args: str) -> list[Any]:
+    def other_weights(self) -> EngineError:
+        """What is said where the server does not have this run's weights."""
+        return EngineError(
+            f"the vLLM server at {self.url} has been given other weights meanwhile, or has been started anew: a server "
+            "serves one run at a time; start another for this one, and the same command resumes it"
+        )
+
+    def _says(self) -> dict[str, Any]:
+        """What the server's worker says of itself."""
+        [says] = self._call("describe")
+        return says
+
+    def _call(self, method: str, *args: str | None) -> list[Any]:
         """Results of a method of our extension, one a worker."""
         return self.client.post("collective_rpc", {"method": method, "args": list(args)})["results"]
 
@@ -184,6 +216,8 @@ class ServerSampler:
     engine: VllmServerEngine
     folder: str
     """Where the server has read these weights; it is gone since."""
+    pushed: Push
+    """What the server was given for this."""
 
     def generate(
         self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
@@ -215,12 +249,8 @@ class ServerSampler:
 
     def _check_weights(self) -> None:
         """Whether all answers until now are this policy's."""
-        [says] = self.engine._call("describe")
-        if says["folder"] != self.folder:
-            raise EngineError(
-                f"the vLLM server at {self.engine.url} has been given other weights meanwhile, or has been started "
-                "anew: a server serves one run at a time; start another for this one, and the same command resumes it"
-            )
+        if self.engine._says()["folder"] != self.folder:
+            raise self.engine.other_weights()
 
     def _request(self, sampling: Sampling, *, num_drawn: int) -> dict[str, Any]:
         policy = self.policy

@@ -33,15 +33,19 @@ class PolicyWorker:
     _folder: str | None = None
 
     def describe(self) -> dict[str, str | None]:
-        """What a run must agree with; ``folder`` is the last that `take_folder` was given, None before the first."""
+        """What a run must agree with; ``folder`` is the last that `take_folder` has taken, None before the first."""
         config = self.model_runner.model_config
         dtype = str(config.dtype).removeprefix("torch.")
         return {"dtype": dtype, "logprobs_mode": str(config.logprobs_mode), "folder": self._folder}
 
-    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copies a whole policy, by the names of its checkpoint, over the weights in use.
+    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]], is_whole: bool) -> None:
+        """Copies weights of a policy, by the names of its checkpoint, over those in use.
 
         From now on log-probabilities are those of `PolicySampler`.
+
+        Args:
+            weights: names and tensors.
+            is_whole: they must be all that the model has; otherwise the others stay.
         """
         sampler = self.model_runner.sampler
         if not isinstance(sampler, PolicySampler):
@@ -49,12 +53,22 @@ class PolicyWorker:
         model = self.model_runner.model
         taken = model.load_weights(weights)
         own = {name for name, _ in model.named_parameters()}
-        if missing := sorted(own - taken):
+        if is_whole and (missing := sorted(own - taken)):
             raise RuntimeError(f"no new weights for {len(missing)} of vLLM's {len(own)} parameters, e.g. {missing[0]}")
 
-    def take_folder(self, folder: str) -> None:
-        """The same from safetensors files; `folder` is a path that this process can read."""
-        self._folder = folder
+    def take_folder(self, folder: str, base: str | None) -> bool:
+        """The same from safetensors files, unless these are what has changed since another folder than it has.
+
+        Args:
+            folder: a path that this process can read.
+            base: the folder that must have been taken last; None: the new weights are whole.
+
+        Returns:
+            Whether they were taken.
+        """
+        if base is not None and base != self._folder:
+            return False
+        self._folder = None  # until all of them are there
 
         def weights() -> Iterable[tuple[str, torch.Tensor]]:
             for path in sorted(Path(folder).glob("*.safetensors")):
@@ -62,7 +76,9 @@ class PolicyWorker:
                     for name in file.keys():  # noqa: SIM118 (no mapping)
                         yield name, file.get_tensor(name)
 
-        self.take_weights(weights())
+        self.take_weights(weights(), base is None)
+        self._folder = folder
+        return True
 
 
 class PolicySampler(VllmSampler):
