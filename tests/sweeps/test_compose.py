@@ -77,6 +77,12 @@ def test_jobs_that_would_share_a_folder_are_told_how_not_to(arguments, fix):
     assert len(set(sweep(*arguments, fix.replace("'", "")).runs)) == 2
 
 
+@pytest.mark.parametrize("named", ["name=a-${now:%H-%M}", "runs_dir=runs/${now:%Y}"])
+def test_jobs_are_not_named_by_the_clock(named):
+    with pytest.raises(ConfigError, match="named by the clock"):
+        sweep("seed=0,1", named)
+
+
 def test_what_was_typed_under_hydras_name_is_ours(monkeypatch):
     monkeypatch.setattr("visual_r1.config._check_installed", lambda argument: None)
     assert spell_out(["hydra/launcher=joblib", "seed=0,1"]) == ["launcher=joblib", "seed=0,1"]

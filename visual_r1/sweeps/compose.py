@@ -64,6 +64,7 @@ def compose_sweep(arguments: Sequence[str], *, gpus: Sequence[str]) -> Sweep:
     sweep = _sweep_folder(jobs[0])
     for job in jobs:
         resolve_unchecked(job)
+        _check_timeless(job)
     if is_search:
         _check_search(jobs)
     _check_apart(jobs)
@@ -116,6 +117,14 @@ def _folder(job: DictConfig) -> Path:
 def _sweep_folder(job: DictConfig) -> Path:
     HydraConfig.instance().set_config(job)
     return Path(job.hydra.sweep.dir)
+
+
+def _check_timeless(job: DictConfig) -> None:
+    if "${now:" in str(OmegaConf.masked_copy(job, ["name", "runs_dir"])):
+        raise ConfigError(
+            "name, runs_dir: a job whose folder is named by the clock would not find it when the sweep is typed again; "
+            "write the time out"
+        )
 
 
 def _check_apart(jobs: Sequence[DictConfig]) -> None:
