@@ -202,7 +202,7 @@ def pack(
     own = torch.cat([mask.new_ones(len(completion_ids), 1), completion_mask.bool()], dim=1)
     own_ids = torch.cat([ids[prompt_of, -1:], completion_ids], dim=1)
     # The next position is one past the largest: an image's tokens share positions, so it is not the number of tokens.
-    after = positions.masked_fill(~mask, 0).amax(dim=(0, 2)) + 1
+    after = positions.amax(dim=(0, 2)) + 1
     steps = torch.arange(completion_ids.shape[1], device=ids.device)
     following = (after[prompt_of, None] + steps).expand(3, -1, -1)
     own_positions = torch.cat([positions[:, prompt_of, -1:], following], dim=2)
