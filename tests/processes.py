@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "run.py"
@@ -35,6 +35,14 @@ COMMON = (
     "scale.rollouts_every_steps=1",
 )
 """A run of seconds."""
+
+
+def untimed(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a run without what the clock has measured."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
+        for row in metrics
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.processes import untimed
 from visual_r1.config import compose_config
 from visual_r1.experiment import prepare, run
 from visual_r1.files import read_json
@@ -104,13 +105,6 @@ def execute(overrides) -> Run:
 @pytest.fixture(scope="module")
 def grpo(place):
     return execute(place.overrides("runs"))
-
-
-def untimed(metrics):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
-        for row in metrics
-    ]
 
 
 def test_a_run_leaves_its_record(grpo, place):
@@ -226,20 +220,21 @@ def test_the_same_command_gives_the_same_numbers(grpo, place):
     assert untimed(other.metrics)[1] != untimed(grpo.metrics)[1]
 
 
-def command(*overrides):
-    return [sys.executable, str(ROOT / "run.py"), *overrides]
-
-
-def test_a_killed_run_typed_again_ends_with_the_same_numbers(grpo, place):
-    overrides = place.overrides("killed")
-    killed = subprocess.run(
-        command(*overrides),
-        cwd=place.path,
-        env={**os.environ, "PYTHONPATH": f"{place.path}:{ROOT}", "DIE_AT_STEP": "3"},
+def typed(path, *overrides, **environment):
+    """``python run.py`` with these overrides, in a folder whose modules it can import."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *overrides],
+        cwd=path,
+        env={**os.environ, "PYTHONPATH": f"{path}:{ROOT}", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_killed_run_typed_again_ends_with_the_same_numbers(grpo, place):
+    overrides = place.overrides("killed")
+    killed = typed(place.path, *overrides, DIE_AT_STEP="3")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = RunFolder(place.path / "killed" / "base-grpo" / "seed0")
     assert folder.latest_checkpoint() == folder.checkpoints / "checkpoint-2" and not folder.is_finished
@@ -338,15 +333,8 @@ def test_bad_input_is_refused_before_a_model_is_loaded(place, tmp_path, override
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_it_in_one_line_and_leaves_nothing(place, tmp_path):
-    wrong = subprocess.run(
-        command(f"model={tmp_path / 'nowhere'}", "runs_dir=runs"),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_command_says_it_in_one_line_and_leaves_nothing(tmp_path):
+    wrong = typed(tmp_path, f"model={tmp_path / 'nowhere'}", "runs_dir=runs")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
     assert "nowhere" in wrong.stderr and "Traceback" not in wrong.stderr
@@ -358,14 +346,7 @@ def test_a_run_that_another_process_is_writing_is_one_line(place, tmp_path):
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = subprocess.run(
-            command(f"model.path={place.checkpoint}", "tracker=none"),
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        refused = typed(tmp_path, f"model.path={place.checkpoint}", "tracker=none")
     assert refused.returncode == 1
     assert refused.stderr == (
         "error: runs/base-grpo/seed0 is being written by another process: wait for it, or choose another name=... or "

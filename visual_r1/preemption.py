@@ -22,7 +22,7 @@ EXIT_CODE = os.EX_TEMPFAIL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
-_ONE_NOTICE_SECONDS = 2.0
+ONE_NOTICE_SECONDS = 2.0
 """A scheduler that signals a whole group of processes, and a launcher that passes the signal on, say one thing."""
 _ORDERLY_SECONDS = 10.0
 """How long a process that has nothing to save takes at most to end in order, finishing its record and its engines."""
@@ -178,7 +178,7 @@ def _watch(reader: int, notice: _Notice) -> None:
             seconds = notice.grace_seconds if notice.is_deferred else _ORDERLY_SECONDS
             if seconds is not None:
                 threading.Thread(target=_end_after, args=(seconds, notice), daemon=True).start()
-        elif now - first > _ONE_NOTICE_SECONDS:
+        elif now - first > ONE_NOTICE_SECONDS:
             _end(notice, f"stopped at once by a second signal, {signal.Signals(number).name}")
 
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.processes import COMMON, RUN, STEPS, ended, run, start, with_torchrun
+from tests.processes import COMMON, RUN, STEPS, ended, run, start, untimed, with_torchrun
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
 
@@ -112,10 +112,7 @@ def whole(tmp_path_factory, checkpoint):
 
 
 def curves(path):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
-        for row in folder_of(path).read_metrics()
-    ]
+    return untimed(folder_of(path).read_metrics())
 
 
 @pytest.mark.parametrize("distributed", ["ddp", "zero3"])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import COMMON, GROUP, PROMPTS, STEPS, with_torchrun
+from tests.processes import COMMON, GROUP, PROMPTS, STEPS, untimed, with_torchrun
 from tests.replaying import SECONDS_LATE
 from tests.replaying import main as train_here
 from visual_r1.models import ModelSource, load_policy
@@ -51,13 +51,6 @@ MICRO_BATCH = {  # of one process, of each of two
     "straddling": (12, 6),
     "resumed": (16, 4),
 }
-
-
-def untimed(metrics):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
-        for row in metrics
-    ]
 
 
 def overrides_of(name, checkpoint, runs, *, processes):

@@ -20,7 +20,6 @@ from visual_r1.sweeps.processes import SIGNALS
 
 State = Literal["running", "finished", "skipped", "resumed", "failed", "preempted", "stopped"]
 
-_ONE_NOTICE_SECONDS = 2.0
 _SHOWN_LINES = 8
 _TAIL_BYTES = 2**14
 
@@ -95,9 +94,10 @@ class SweepFolder:
         Raises:
             KeyboardInterrupt: it was told before. What a scheduler and a launcher say at the same time is said once.
         """
-        if self.stop_signal() is not None and time.time() - self._stopped_by.stat().st_mtime > _ONE_NOTICE_SECONDS:
+        if self.stop_signal() is None:
+            self.stop(number)
+        elif time.time() - self._stopped_by.stat().st_mtime > preemption.ONE_NOTICE_SECONDS:
             raise KeyboardInterrupt
-        self.stop(number)
 
     @contextmanager
     def stoppable(self) -> Generator[None]:
