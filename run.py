@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> float | None:
     command = shlex.join(["python", "run.py", *_typed(HydraConfig.get().overrides.task)])
     try:
         if distributed.is_joined():
-            _check_joined(cfg)
+            distributed.check(**_layout(cfg))
         elif _needs_processes(cfg):
             return _run_in_processes(cfg)
     except distributed.AlreadySaidError:
@@ -189,10 +189,6 @@ def _job_alone() -> list[str]:
     numbers = [f"hydra.job.{key}={getattr(node.job, key)}" for key in known]
     alone = [one for one in _typed(node.overrides.task) if not one.startswith("launcher=")]
     return [*sources, f"--config-name={node.job.config_name}", *alone, *kept, *numbers]
-
-
-def _check_joined(cfg: DictConfig) -> None:
-    distributed.check(**_layout(cfg))
 
 
 def _give_up(command: str, error: Exception | None = None) -> None:
