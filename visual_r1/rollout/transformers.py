@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from visual_r1.models import ModelSource, Policy, device_of
+from visual_r1.rollout.decoding import begin
 from visual_r1.rollout.engine import Completion, Conversation, Sampling
 from visual_r1.rollout.gathering import whole
 
@@ -122,43 +123,27 @@ def _decode(
     policy: Policy, inputs: Any, num_generations: int, sampling: Sampling, generator: torch.Generator
 ) -> list[tuple[list[int], list[float]]]:
     """Tokens and log-probabilities of B x G rows, a prompt's rows side by side."""
-    model = policy.model
-    positions = _prompt_positions(model, inputs)
-    outputs = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache = outputs.past_key_values
-    cache.batch_repeat_interleave(num_generations)
-    logits = outputs.logits[:, -1].repeat_interleave(num_generations, dim=0)
-    mask = inputs["attention_mask"].repeat_interleave(num_generations, dim=0)
-    # The next position is one past the largest: an image's tokens share positions, so it is not the token count.
-    next_position = (positions.amax(dim=(0, 2)) + 1).repeat_interleave(num_generations)
-
+    limit = sampling.max_completion_length
+    logits, rows = begin(policy.model, inputs, num_generations=num_generations, max_length=limit)
     banned = torch.tensor(policy.image_token_ids, device=logits.device)
     ends = torch.tensor(policy.end_token_ids, device=logits.device)
-    rows: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(logits))]
+    written = torch.zeros(len(logits), limit, dtype=torch.long, device=logits.device)
+    logps = torch.zeros(len(logits), limit, device=logits.device)
+    lengths = torch.zeros_like(written[:, 0])
     alive = torch.arange(len(logits), device=logits.device)
-    for step in range(sampling.max_completion_length):
-        tokens, logps = draw(logits.float(), banned, sampling, generator)
-        for row, token, logp in zip(alive.tolist(), tokens.tolist(), logps.tolist(), strict=True):
-            rows[row][0].append(token)
-            rows[row][1].append(logp)
-        going_on = ~torch.isin(tokens, ends)
-        if step + 1 == sampling.max_completion_length or not bool(going_on.any()):
+    for step in range(limit):
+        tokens, logps[alive, step] = draw(logits.float(), banned, sampling, generator)
+        written[alive, step] = tokens
+        lengths[alive] = step + 1
+        kept = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
+        if step + 1 == limit or not len(kept):
             break
-        if not bool(going_on.all()):
-            kept = going_on.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            alive, tokens, mask, next_position = alive[kept], tokens[kept], mask[kept], next_position[kept]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        outputs = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=next_position[None, :, None].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        next_position = next_position + 1
-        logits = outputs.logits[:, -1]
-    return rows
+        if len(kept) < len(tokens):
+            rows.keep(kept)
+            alive, tokens = alive[kept], tokens[kept]
+        logits = rows.logits(tokens)
+    drawn = zip(written.tolist(), logps.tolist(), lengths.tolist(), strict=True)
+    return [(tokens[:length], logps[:length]) for tokens, logps, length in drawn]
 
 
 def draw(
@@ -191,15 +176,3 @@ def draw(
             allowed = allowed.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
         tokens = torch.multinomial(allowed.softmax(dim=-1), 1, generator=generator)[:, 0]
     return tokens, logps.gather(-1, tokens[:, None])[:, 0]
-
-
-def _prompt_positions(model: Any, inputs: Any) -> torch.Tensor:
-    """M-RoPE position ids [3, B, P] (time, height, width), from the model's own rule."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    positions, _ = core.model.get_rope_index(
-        inputs["input_ids"],
-        image_grid_thw=inputs.get("image_grid_thw"),
-        attention_mask=inputs["attention_mask"],
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-    )
-    return positions
