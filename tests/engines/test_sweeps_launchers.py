@@ -28,9 +28,10 @@ TINY = (
     *("scale.probe_every_steps=100", "scale.benchmark_size=4", "scale.save_every_steps=100", "tracker=none"),
 )
 
-# A step that kills its run, once, as `kill -9` does, and one long enough to be stopped in.
+# A step that kills its run, once, as `kill -9` does, and one that is not over before its run is told to stop.
 USER_REWARD = """
 import os, pathlib, signal, time
+from visual_r1 import preemption
 
 def deadly(completion_ids, trainer_state, **columns):
     flag = pathlib.Path("die")
@@ -40,12 +41,13 @@ def deadly(completion_ids, trainer_state, **columns):
     return [0.1 * len(ids) for ids in completion_ids]
 
 
-def slow(completion_ids, **columns):
-    time.sleep(0.5)
+def patient(completion_ids, trainer_state, **columns):
+    while trainer_state.global_step == 2 and not preemption.is_announced():
+        time.sleep(0.01)
     return [0.1 * len(ids) for ids in completion_ids]
 """
 MINE = "+reward/term@reward.terms.mine=trl_function"
-SLOW = ("scale.max_steps=8", MINE, "reward.terms.mine.function.path=user_reward_of_sweeps.slow")
+PATIENT = ("scale.max_steps=4", MINE, "reward.terms.mine.function.path=user_reward_of_sweeps.patient")
 DEADLY = (
     *("scale.max_steps=3", "scale.save_every_steps=1"),
     *(MINE, "reward.terms.mine.function.path=user_reward_of_sweeps.deadly"),
@@ -92,10 +94,9 @@ def place(tmp_path, checkpoint):
     return Place(tmp_path, checkpoint("base"))
 
 
-def wait_for_step(folder, step):
-    deadline = time.monotonic() + 300
+def wait_for_step(running, folder, step):
     while len(folder.read_metrics()) <= step:
-        assert time.monotonic() < deadline, f"{folder.path} has not come to step {step}"
+        assert running.poll() is None, f"{folder.path} has not come to step {step}: {running.communicate()}"
         time.sleep(0.1)
 
 
@@ -120,12 +121,12 @@ def test_joblib_runs_jobs_at_once_and_goes_on_after_those_that_fail(place):
 
 
 def test_jobs_of_joblib_save_when_the_sweep_is_stopped_and_go_on_when_it_is_typed_again(place):
-    arguments = (*SLOW, "launcher=joblib", "seed=0,1,2")
+    arguments = (*PATIENT, "launcher=joblib", "seed=0,1,2")
     running = place.start(*arguments)
     for seed in (0, 1):
-        wait_for_step(place.run("base-grpo", seed), 2)
+        wait_for_step(running, place.run("base-grpo", seed), 2)
     running.send_signal(signal.SIGTERM)
-    stdout, stderr = running.communicate(timeout=120)
+    stdout, stderr = running.communicate(timeout=600)
     assert running.returncode == 75, stderr
     assert place.states() == ["preempted", "preempted"]
     assert "2 preempted, 1 not started" in stdout
@@ -134,21 +135,21 @@ def test_jobs_of_joblib_save_when_the_sweep_is_stopped_and_go_on_when_it_is_type
     again = place.sweep(*arguments, "seed=0,1")
     assert again.returncode == 0, again.stderr
     assert place.states() == ["resumed", "resumed"]
-    assert [row["step"] for row in place.run("base-grpo", 1).read_metrics()] == list(range(9))
+    assert [row["step"] for row in place.run("base-grpo", 1).read_metrics()] == list(range(5))
 
 
 def test_submitit_queues_a_job_again_that_has_saved_because_its_time_is_over(place):
-    running = place.start(*SLOW, "launcher=submitit_local", "seed=0")
+    running = place.start(*PATIENT, "launcher=submitit_local", "seed=0")
     folder = place.run("base-grpo")
-    wait_for_step(folder, 2)
+    wait_for_step(running, folder, 2)
     processes = psutil.Process(running.pid).children(recursive=True)
     [task] = [one for one in processes if "submitit.core._submit" in one.cmdline()]
     task.send_signal(signal.SIGUSR2)  # as SLURM does with --signal=USR2@300
-    stdout, stderr = running.communicate(timeout=300)
+    stdout, stderr = running.communicate(timeout=600)
     assert running.returncode == 0, stderr
     assert place.states() == ["resumed"] and "1 resumed" in stdout
     assert len(read_json(folder.provenance)["resumes"]) == 1
-    assert [row["step"] for row in folder.read_metrics()] == list(range(9))
+    assert [row["step"] for row in folder.read_metrics()] == list(range(5))
 
 
 def test_ray_runs_the_jobs(place):
