@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import torch
 from visual_r1 import doctor
 from visual_r1.cli import main
 from visual_r1.config import compose_config, resolve
+from visual_r1.methods import shared_prefix, shared_prefix_trainer
 
 GOOD = {
     "python": "3.11.7",
@@ -229,6 +231,55 @@ class TestParity:
         assert "2.0e-01" in far.text and dead.text == "rollout=c failed: out of memory"
 
 
+class TestUpdateParity:
+    """Of the run's own model: what `methods.parity` measures, as lines."""
+
+    def findings(self, *overrides):
+        cfg = compose_config(overrides)
+        return list(doctor._update_parity(cfg, resolve(cfg)))
+
+    def test_a_sound_model_is_two_lines_of_numbers(self):
+        ours, trls = self.findings("freeze=vision")
+        assert ours.status == trls.status == "OK"
+        assert re.match(r"shared prefix against trl's passes: log-probs \d\.\de-0[5-9] \(mean", ours.text)
+        assert "gradient" in trls.text and trls.text.startswith("trl's own passes")
+
+    def test_another_number_fails_and_names_what_is_beyond(self, monkeypatch):
+        pack = shared_prefix_trainer.pack
+
+        def shifted(*args):
+            arguments = pack(*args)
+            arguments["position_ids"][..., -30:] += 1
+            return arguments
+
+        monkeypatch.setattr(shared_prefix_trainer, "pack", shifted)
+        ours, _ = self.findings()
+        assert ours.status == "FAIL" and "method.shared_prefix=false" in ours.fix and "logps" in ours.fix
+
+    def test_a_model_that_cannot_share_says_why_and_fails_nothing(self, monkeypatch):
+        monkeypatch.setattr(shared_prefix, "KNOWN_MODELS", ())
+        [finding] = self.findings()
+        assert finding.status == "WARN" and "Qwen2VLForConditionalGeneration is not known to it" in finding.text
+
+    def test_what_is_not_here_is_not_fetched(self):
+        [finding] = self.findings("model=nobody/knows-it", "model.style=base")
+        assert (finding.status, finding.fix) == ("WARN", "hf download nobody/knows-it")
+
+    def test_what_is_too_large_for_a_cpu_is_left_to_a_gpu(self, monkeypatch):
+        monkeypatch.setattr(doctor, "_PARAMETERS_ON_CPU", 10**6)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        [finding] = self.findings()
+        assert (finding.status, "not compared" in finding.text) == ("OK", True)
+
+    @pytest.mark.parametrize("overrides", [["method=eval"], ["method=sft"], ["method.shared_prefix=false"]])
+    def test_a_run_that_shares_nothing_is_not_asked(self, overrides):
+        assert not self.findings(*overrides)
+
+    def test_a_broken_data_set_is_no_reason_not_to_compare(self):
+        ours, _ = self.findings("dataset=table", "dataset.path=none.jsonl")
+        assert ours.status == "OK"
+
+
 def test_without_a_compiler_deepspeed_is_refused_where_it_needs_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -245,6 +296,7 @@ def test_this_machine_can_make_the_demo(capsys):
         *("python", "machine", "processes", "model", "engine", "training data", "benchmark", "update", "memory"),
         *("disk", "W&B", "hub", "parity"),
     }
+    assert any(one["text"].startswith("shared prefix against trl's passes: ") for one in findings)
 
 
 def test_what_would_stop_a_run_is_one_line_with_its_fix(capsys):

@@ -18,11 +18,11 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from packaging.requirements import Requirement
@@ -31,6 +31,10 @@ from packaging.version import Version
 
 from visual_r1 import memory
 from visual_r1.config import CONF, build, compose_config, resolve
+
+if TYPE_CHECKING:
+    from visual_r1.examples import Example
+    from visual_r1.methods.parity import Deviation
 
 Status = Literal["OK", "WARN", "FAIL"]
 
@@ -47,6 +51,8 @@ _SECONDS_TO_ANSWER = 5.0
 _SECONDS_OF_ENGINE = 300.0
 _PROCESS_BYTES = 10**9
 """Of a process before it has loaded a weight: torch, transformers and trl."""
+_PARAMETERS_ON_CPU = 2 * 10**8
+"""Of a model whose update is compared without a GPU: a minute or two."""
 _WANDB = "https://api.wandb.ai"
 _HUB = "https://huggingface.co"
 
@@ -99,6 +105,7 @@ def examine(overrides: Sequence[str]) -> Iterator[Finding]:
     yield from wandb(config["tracker"]["wandb_mode"], os.environ)
     yield from hub(_hub_ids(config), os.environ)
     yield from parity(_differences())
+    yield from _update_parity(cfg, config)
 
 
 def installed_versions() -> dict[str, str]:
@@ -453,6 +460,85 @@ def logp_difference(engine: str) -> float:
     return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
+def _update_parity(cfg: Any, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the update computes what trl's own passes compute, on the run's model and two of its prompts."""
+    import torch
+
+    nodes = [cfg.method, *cfg.method.get("stages", {}).values()]
+    node = next((one for one in nodes if one.get("shared_prefix")), None)
+    if node is None:
+        return
+    path = config["model"]["path"]
+    if _is_hub_id(path) and not _is_cached(path):
+        yield Finding("parity", "WARN", f"shared prefix: {path} is not here to be compared", f"hf download {path}")
+        return
+    if (files := _checkpoint_files(path)) is None:
+        return  # said above
+    size = memory.shape_of(files[0]).num_parameters
+    if size > _PARAMETERS_ON_CPU and not torch.cuda.is_available():
+        yield Finding("parity", "OK", f"shared prefix: not compared, {size / 1e9:.1f} billion parameters need a GPU")
+        return
+    try:
+        yield from update_parity(cfg, node)
+    except Exception as error:  # whatever it is, it is what a run would meet
+        remedy = "method.shared_prefix=false takes trl's own passes"
+        yield Finding("parity", "FAIL", f"shared prefix failed: {_line(error)}", remedy)
+
+
+def update_parity(cfg: Any, node: Any) -> Iterator[Finding]:
+    """The same, without asking whether it can be done here.
+
+    Args:
+        cfg: the run's.
+        node: of its method, or of the stage that shares prompts.
+    """
+    from visual_r1.methods.parity import CannotCompareError, compare, two_prompts
+    from visual_r1.models import ModelSource, load_policy
+
+    adapter = None if cfg.adapter.lora is None else build(cfg.adapter.lora)
+    source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
+    policy = load_policy(source, freeze=tuple(cfg.freeze.parts), adapter=adapter)
+    try:
+        found = compare(
+            policy,
+            two_prompts(policy, _examples(cfg)),
+            shortcuts=build(node).shortcuts,
+            bf16=node.trl.bf16,
+            gradient_checkpointing=node.trl.gradient_checkpointing,
+        )
+    except CannotCompareError as reason:
+        yield Finding("parity", "WARN", f"method.shared_prefix: {reason}; prompts are computed for each completion")
+        return
+    is_part = found.num_parameters < found.num_trained
+    part = f", of {found.num_parameters} of {found.num_trained} parameters" if is_part else ""
+    ours = f"shared prefix against trl's passes: {_differing(found.ours)}{part}"
+    if found.excess:
+        beyond = ", ".join(f"{name} {value:.1e} > {allowed:.1e}" for name, (value, allowed) in found.excess.items())
+        remedy = f"method.shared_prefix=false, and tell us: {beyond}, worst in {found.ours.worst_parameter}"
+        yield Finding("parity", "FAIL", ours, remedy)
+    else:
+        yield Finding("parity", "OK", ours)
+    yield Finding("parity", "OK", f"trl's own passes, one row at a time against all: {_differing(found.stock)}")
+
+
+def _examples(cfg: Any) -> Sequence[Example]:
+    """The run's training data where it lies on this machine, rendered questions where not."""
+    from visual_r1.datasets.spatial import Spatial
+
+    path = cfg.dataset.path
+    if path is None or not _is_hub_id(path):
+        with suppress(ValueError, OSError):  # said above
+            return build(cfg.dataset.train)
+    return Spatial(split="probe", size=2)
+
+
+def _differing(deviation: Deviation) -> str:
+    return (
+        f"log-probs {deviation.logps:.1e} (mean {deviation.mean_logps:.1e}), entropies {deviation.entropies:.1e}, "
+        f"gradient {deviation.gradient:.1e} of its norm (worst parameter {deviation.worst_gradient:.1e})"
+    )
+
+
 def _in_process_of_its_own(engine: str) -> float:
     """`logp_difference` by an engine that would not give its memory back."""
     script = f"from visual_r1.doctor import logp_difference; print(logp_difference({engine!r}))"
@@ -489,6 +575,14 @@ def _is_hub_id(path: str) -> bool:
     from visual_r1.models import is_hub_id
 
     return is_hub_id(path)
+
+
+def _is_cached(model: str) -> bool:
+    """Whether weights of the hub lie on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
 
 
 def _program(name: str) -> str | None:
