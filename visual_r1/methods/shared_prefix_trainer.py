@@ -79,7 +79,8 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _may_skip(self) -> bool:
         """Whether a completion without advantage has no gradient at all, and a pass more or less disturbs nobody."""
         is_zero = self.beta == 0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
-        return self._shortcuts.skip_zero_advantage and is_zero and not is_split(self.model)
+        is_possible = self._unknown is None and not is_split(self.model)
+        return self._shortcuts.skip_zero_advantage and is_zero and is_possible
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         examples = [row["example"] for row in inputs]
@@ -105,6 +106,9 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._prompt_of = inputs["prompt_of"]
         self._advantages = inputs["advantages"] if self._may_skip else None
+        if self._may_skip and torch.is_grad_enabled():
+            share = (inputs["advantages"] == 0).float().mean().cpu()
+            self._metrics["train"]["groups/skipped"].append(torch.stack(gather_object([share])).mean().item())
         try:
             return super()._compute_loss(model, inputs)
         finally:
@@ -158,8 +162,6 @@ class SharedPrefixTrainer(GRPOTrainer):
         if self._advantages is None or not torch.is_grad_enabled():
             return self._forward(model, batch, compute_entropy)
         idle = self._advantages == 0
-        share = torch.cat(gather_object([idle.float().mean().cpu()[None]])).mean().item()
-        self._metrics["train"]["groups/skipped"].append(share)
         if bool(idle.all()):  # a backward pass needs something to go through
             idle = self._prompt_of != self._prompt_of[0]
         if not bool(idle.any()):
@@ -174,8 +176,7 @@ class SharedPrefixTrainer(GRPOTrainer):
 
     def _forward(self, model: Any, batch: _Batch, compute_entropy: bool) -> _Scores:
         core = core_of(self.accelerator.unwrap_model(model))
-        last_tokens = batch.input_ids[:, batch.num_prompt_tokens - 1]
-        if not self._shortcuts.shared_prefix or bool((last_tokens == core.config.image_token_id).any()):
+        if not self._shares(batch.input_ids[:, batch.num_prompt_tokens - 1]):
             return self._forward_rows(model, batch, compute_entropy, core.config.image_token_id)
         first, prompt_of = _first_of_each(batch.prompt_of)
         prompts = batch.select(first)
@@ -197,6 +198,13 @@ class SharedPrefixTrainer(GRPOTrainer):
         labels, scored = arguments["labels"], batch.mask[:, batch.num_prompt_tokens :]
         entropies = unpack(outputs.entropy, labels, scored) if compute_entropy else None
         return unpack(outputs.log_probs, labels, scored), entropies
+
+    def _shares(self, last_tokens: torch.Tensor) -> bool:
+        """Whether prompts go through the model once, of which these are the last tokens: an image's cannot."""
+        if not self._shortcuts.shared_prefix or self._unknown is not None:
+            return False
+        core = core_of(self.accelerator.unwrap_model(self.model))
+        return not bool((last_tokens == core.config.image_token_id).any())
 
     def _forward_rows(self, model: Any, batch: _Batch, compute_entropy: bool, image_token_id: int) -> _Scores:
         """By trl: a row of the batch for each completion."""
