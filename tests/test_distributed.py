@@ -319,7 +319,7 @@ def test_machines_share_the_processes_evenly(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     def check(processes):
-        distributed.check(processes=processes, nodes=2, rendezvous="localhost:29517")
+        distributed.check(processes=processes, nodes=2, rendezvous="192.0.2.1:29517")  # of another machine
 
     check(4)
     with pytest.raises(DistributedError, match=r"distributed\.num_nodes=2: 3 processes do not divide among so many"):

@@ -108,10 +108,10 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def closed_port() -> int:
+def closed_port() -> Iterator[int]:
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+        one.bind(("127.0.0.1", 0))  # nobody listens, and nobody else gets it
+        yield one.getsockname()[1]
 
 
 class TestWandb:

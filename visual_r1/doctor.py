@@ -31,6 +31,7 @@ from packaging.version import Version
 
 from visual_r1 import memory
 from visual_r1.config import CONF, build, compose_config, resolve
+from visual_r1.files import free_bytes, gigabytes
 
 if TYPE_CHECKING:
     from visual_r1.examples import Example
@@ -192,15 +193,14 @@ def devices(*, needs_compiler: bool) -> Iterator[Finding]:
     import psutil
     import torch
 
-    available = psutil.virtual_memory()
+    main = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("machine", "OK", f"{cores} cores, {_gb(available.available)} of {_gb(available.total)} memory free")
+    yield Finding("machine", "OK", f"{cores} cores, {gigabytes(main.available)} of {gigabytes(main.total)} memory free")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         major, minor = torch.cuda.get_device_capability(index)
-        text = (
-            f"{torch.cuda.get_device_name(index)}, {_gb(free)} of {_gb(total)} free, compute capability {major}.{minor}"
-        )
+        name, room = torch.cuda.get_device_name(index), f"{gigabytes(free)} of {gigabytes(total)} free"
+        text = f"{name}, {room}, compute capability {major}.{minor}"
         if major < 8:
             yield Finding(f"GPU {index}", "WARN", f"{text}: no bfloat16", "scale.bf16=false scale.dtype=float32")
         else:
@@ -267,15 +267,10 @@ def _memory_and_disk(config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     for stage in memory.stages(shape, plan):
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in stage.parts.items() if size >= 5e7)
-        yield Finding(stage.name, "OK", f"{_gb(stage.total)} a process" + (f": {parts}" if parts else ""))
+        yield Finding(stage.name, "OK", f"{gigabytes(stage.total)} a process" + (f": {parts}" if parts else ""))
     yield from _fits(memory.needed(shape, plan), processes=plan.num_processes // config["distributed"]["num_nodes"])
-    folder = next(
-        one
-        for one in (Path(config["runs_dir"]).absolute(), *Path(config["runs_dir"]).absolute().parents)
-        if one.exists()
-    )
-    needed, free = memory.disk_needed(shape, plan), shutil.disk_usage(folder).free
-    text = f"{_gb(needed)} for two checkpoints and the model, {_gb(free)} free under {config['runs_dir']}"
+    needed, free = memory.disk_needed(shape, plan), free_bytes(Path(config["runs_dir"]))
+    text = f"{gigabytes(needed)} for two checkpoints and the model, {gigabytes(free)} free under {config['runs_dir']}"
     remedy = "runs_dir=FOLDER on a larger disk, or delete old runs' checkpoints"
     yield Finding("disk", "OK", text) if needed <= free else Finding("disk", "FAIL", text, remedy)
 
@@ -287,11 +282,11 @@ def _fits(needed: int, *, processes: int) -> Iterator[Finding]:
     if torch.cuda.is_available():
         memories = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
         free, total = min(memories)
-        text = f"{_gb(needed)} on each GPU with {memory.HEADROOM - 1:.0%} on top, {_gb(free)} free"
+        text = f"{gigabytes(needed)} on each GPU with {memory.HEADROOM - 1:.0%} on top, {gigabytes(free)} free"
     else:
         needed = processes * (needed + _PROCESS_BYTES)
         free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-        text = f"{_gb(needed)} for {processes} process{'es' if processes > 1 else ''}, {_gb(free)} free"
+        text = f"{gigabytes(needed)} for {processes} process{'es' if processes > 1 else ''}, {gigabytes(free)} free"
     if needed <= free:
         yield Finding("memory", "OK", text)
     elif needed <= total:
@@ -592,7 +587,3 @@ def _program(name: str) -> str | None:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -64,6 +64,25 @@ def load_narrow(narrow: Callable[[str], Path]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def load_adapted(load_narrow: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with adapters on the text's layers of these names, which are not as they began."""
+    import torch
+
+    from visual_r1.models import Adapter
+
+    def build(name: str, *, layers: str = "q_proj|k_proj|v_proj|o_proj") -> Any:
+        lora = Adapter(rank=4, alpha=8, dropout=0.0, target_modules=rf".*language_model.*\.({layers})")
+        policy = load_narrow(name, adapter=lora)
+        generator = torch.Generator().manual_seed(0)
+        for parameter_name, parameter in policy.model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        return policy
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def narrow_policy(load_narrow: Callable[..., Any]) -> Callable[[str], Any]:
     """The same, loaded once: nobody may change its weights."""
     return cache(load_narrow)

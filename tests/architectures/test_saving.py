@@ -15,12 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from visual_r1.architectures.checkpoints import read_architecture, read_chat_template
-from visual_r1.models import Adapter, ModelSource, load_policy, save_policy
+from visual_r1.models import ModelSource, load_policy, save_policy
 from visual_r1.rollout.engine import Sampling
 from visual_r1.rollout.transformers import TransformersEngine
 
 FAMILIES = ("qwen2_vl_2b", "qwen2_5_vl_3b_instruct", "qwen3_vl_2b_instruct")
-LORA = Adapter(rank=4, alpha=8, dropout=0.0, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)")
 GREEDY = Sampling(max_completion_length=8, temperature=0.0)
 
 
@@ -49,16 +48,12 @@ def greedy(policy, question):
 
 
 @pytest.fixture(scope="module")
-def saved(load_narrow, example, tmp_path_factory):
+def saved(load_adapted, example, tmp_path_factory):
     """Each family once, after its adapters have changed; they are merged by saving."""
     root = tmp_path_factory.mktemp("saved")
     by_name = {}
     for name in FAMILIES:
-        policy = load_narrow(name, adapter=LORA)
-        generator = torch.Generator().manual_seed(0)
-        for parameter_name, parameter in policy.model.named_parameters():
-            if "lora_B" in parameter_name:
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        policy = load_adapted(name)
         question = policy.fitted(example((300, 200)))
         image = root / f"{name}.png"
         question.images[0].save(image)

@@ -8,14 +8,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from tests.architectures.conftest import example, load_narrow, narrow  # noqa: F401 (fixtures)
+from tests.architectures.conftest import example, load_adapted, load_narrow, narrow  # noqa: F401 (fixtures)
 from tests.engines.vllm_reference import by_transformers
-from visual_r1.models import Adapter, save_policy
+from visual_r1.models import save_policy
 from visual_r1.rollout.engine import Sampling
 
-LORA = Adapter(rank=4, alpha=8, dropout=0.0, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)")
 GREEDY = Sampling(max_completion_length=8, temperature=0.0)
 
 VLLM = """
@@ -41,12 +39,8 @@ open(argument["out"], "w").write(json.dumps(result))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl_2b", "qwen2_5_vl_3b_instruct", "qwen3_vl_2b_instruct"])
-def test_vllm_loads_it(load_narrow, example, tmp_path, name):  # noqa: F811
-    policy = load_narrow(name, adapter=LORA)
-    generator = torch.Generator().manual_seed(0)
-    for parameter_name, parameter in policy.model.named_parameters():
-        if "lora_B" in parameter_name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+def test_vllm_loads_it(load_adapted, example, tmp_path, name):  # noqa: F811
+    policy = load_adapted(name)
     question = policy.fitted(example((300, 200)))
     question.images[0].save(tmp_path / "image.png")
     prompt = policy.processor.apply_chat_template(
