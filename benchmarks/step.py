@@ -4,6 +4,7 @@
     python -m benchmarks.step update                   the update alone, over a grid, and how it grows
     python -m benchmarks.step memory                   its peak memory, each case in a process of its own
     python -m benchmarks.step flags                    each flag of the step alone, and all together
+    python -m benchmarks.step pushes                   weights for a rollout engine: all, or those that changed
     python -m benchmarks.step step                     whole steps: rollouts, rewards, update
     python -m benchmarks.step update --only "8 x 200"  the cases whose name holds these words, printed and not kept
     python -m benchmarks.step update --quick           a rehearsal with nano alone, printed and not kept
@@ -30,6 +31,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -395,6 +397,45 @@ def _both(trainer: Any) -> dict[str, float]:
     return dict(zip(_BOTH, (made.seconds, seconds, made.seconds + seconds), strict=True))
 
 
+def pushes(options: argparse.Namespace, rows: Rows) -> None:
+    """Measures what goes to an engine after an optimizer step: every weight, or those that may have changed.
+
+    Without an engine: the weights are copied as one would take them. Adam's step lies between two pushes.
+    """
+    import torch
+
+    from visual_r1.rollout.pushes import Pushes
+
+    with _bench(options) as bench:
+        for name, frozen in {"nothing": (), "vision": ("vision",), "llm": ("llm",)}.items():
+            case = f"freeze={name}"
+            if case in rows or (options.only and options.only not in case):
+                continue
+            policy = bench.policy("nano" if options.quick else "28M", freeze=frozen)
+            optimizer = torch.optim.AdamW(weight for weight in policy.model.parameters() if weight.requires_grad)
+            given = {"stock": Pushes(changed_only=False), "ours": Pushes(changed_only=True)}
+            seconds: dict[str, list[float]] = {side: [] for side in given}
+            sizes: dict[str, list[float]] = {side: [] for side in given}
+            for _ in range(1 + 5):
+                for weight in policy.model.parameters():
+                    weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+                optimizer.step()
+                for side, one in given.items():
+                    started = time.perf_counter()
+                    with one.next(policy) as push:
+                        for _, tensor in push.weights():
+                            tensor.clone()
+                    seconds[side].append(time.perf_counter() - started)
+                    sizes[side].append(float(push.num_bytes))
+            # Of the first push all weights are new.
+            kept = [{side: values[1:] for side, values in each.items()} for each in (seconds, sizes)]
+            made = [
+                compared(case, "push after a step", kept[0], unit="seconds"),
+                compared(case, "weights pushed after a step", kept[1], unit="bytes", is_share=True),
+            ]
+            rows.add(case, _shown(made))
+
+
 def steps(options: argparse.Namespace, rows: Rows) -> None:
     """Measures whole optimizer steps: rollouts, rewards, log-probs, update, Adam; not the first of each block."""
     from benchmarks.updates import whole_steps
@@ -436,6 +477,7 @@ def steps(options: argparse.Namespace, rows: Rows) -> None:
 PARTS: Mapping[str, Callable[[argparse.Namespace, Rows], None]] = {
     "update": updates,
     "flags": flags,
+    "pushes": pushes,
     "step": steps,
     "memory": memory,
 }

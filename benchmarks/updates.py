@@ -280,9 +280,9 @@ class Bench:
         """A place for what goes with this."""
         return Path(tempfile.mkdtemp(dir=self._folder))
 
-    def policy(self, model: str) -> Policy:
-        """Weights as they were drawn."""
-        return load_policy(ModelSource(name=model, path=str(self._models[model]), style="base"))
+    def policy(self, model: str, *, freeze: Sequence[str] = ()) -> Policy:
+        """Weights as they were drawn, some of them frozen."""
+        return load_policy(ModelSource(name=model, path=str(self._models[model]), style="base"), freeze=freeze)
 
     def trainer(self, case: Case, side: str, *, overrides: Sequence[str] = (), needs_correction: bool = False) -> Any:
         """A trainer of a case.

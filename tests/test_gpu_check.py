@@ -11,6 +11,7 @@ from visual_r1.architectures import tokenizer
 
 STAGES = [
     *("build", "tokenize", "rollout", "grpo_step", "save", "load_again", "lora_step"),
+    "shared_prefix",
     *("budget", "vllm_colocate", "zero2_step", "zero3_step"),
 ]
 
@@ -40,6 +41,15 @@ def test_the_rehearsal_passes_every_stage(tmp_path, narrow, capsys):
         assert stages[name]["parity/logp_difference/max"] < 0.1
     assert stages["grpo_step"]["kl"] == 0  # before the first update the policy is its own reference
     assert stages["load_again"]["first_logp_difference"] < 0.1
+    shared = stages["shared_prefix"]
+    assert shared["prompt_tokens"] > 30  # of the image alone
+    # Of the rehearsal's 4 tokens two sevenths, then all.
+    assert (shared["1_tokens/completion_tokens"], shared["4_tokens/completion_tokens"]) == (2, 2 + 4)
+    for longest in (1, 4):
+        numbers = {key.partition("/")[2]: value for key, value in shared.items() if key.startswith(f"{longest}_")}
+        assert min(numbers["stock_seconds"], numbers["shared_seconds"]) > 0
+        assert numbers["logp_difference"] <= numbers["logp_difference_max"] < 0.02
+        assert numbers["logp_difference_of_a_blank_image"] > 0.05  # so that the other difference means something
     budget = stages["budget"]
     assert budget["standing_bytes"] == budget["standing_predicted_bytes"] > 10**8
     assert budget["vllm_room_tokens"] > budget["vllm_wanted_tokens"] == 4 * 2048

@@ -117,6 +117,18 @@ def flags_table(parts: Parts) -> str:
     return _text(lines)
 
 
+def pushes_table(parts: Parts) -> str:
+    """Weights for a rollout engine after a step: all of them, or those that may have changed."""
+    lines = ["| | a push, s | MB |", "| --- | ---: | ---: |"]
+    results = parts["pushes"]["results"]
+    for row in results:
+        if row["unit"] == "seconds":
+            size = next(one for one in results if one["case"] == row["case"] and one["unit"] == "bytes")
+            sizes = f"{size['stock'] / 1e6:.1f} → {size['ours'] / 1e6:.1f}"
+            lines.append(_line(f"`{row['case']}`", f"{_pair(row)}, {row['ratio']:.2f}x", sizes))
+    return _text(lines)
+
+
 def steps_table(parts: Parts) -> str:
     """Whole steps as a user runs them."""
     lines = [
@@ -142,6 +154,7 @@ TABLES = {
     "growth": growth_table,
     "floor": floor_table,
     "flags": flags_table,
+    "pushes": pushes_table,
     "steps": steps_table,
 }
 

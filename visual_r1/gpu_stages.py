@@ -13,10 +13,10 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import psutil
@@ -28,16 +28,18 @@ from visual_r1.architectures import checkpoints
 from visual_r1.config import build, compose_config, resolve
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json, write_json
+from visual_r1.methods.grpo import RolloutGrpoTrainer
 from visual_r1.methods.training import TrainingContext
 from visual_r1.models import ModelSource, Policy, load_policy, save_policy
 from visual_r1.probe import Probe
 from visual_r1.rewards.weighted import WeightedReward
-from visual_r1.rollout.engine import Completion, Sampling
+from visual_r1.rollout.engine import Completion, RolloutEngine, Sampling
 from visual_r1.rollout.gathering import whole
 from visual_r1.rollout.plain import plain_logps
 from visual_r1.rollout.transformers import TransformersEngine, encode_prompts
 from visual_r1.run_folder import RunFolder
-from visual_r1.tracking import JsonlTracker
+from visual_r1.tracking import JsonlTracker, Tracker
+from visual_r1.update_timing import GivenRollouts, make_batch, update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,11 @@ class Options:
 
 
 class Questions(Sequence[Example]):
-    """Questions about images larger than any limit; every second one has two images."""
+    """Questions about images, larger than any limit if not said otherwise; every second one has two images."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, image_size: tuple[int, int] = (1792, 896)) -> None:
         self._size = size
+        self._image_size = image_size
 
     def __len__(self) -> int:
         return self._size
@@ -65,7 +68,7 @@ class Questions(Sequence[Example]):
         if not 0 <= index < self._size:
             raise IndexError(index)
         gradient = Image.linear_gradient("L").point(lambda level: (level + 40 * index) % 256)
-        image = gradient.resize((1792, 896)).convert("RGB")
+        image = gradient.resize(self._image_size).convert("RGB")
         return Example(
             id=f"gpu_check/{index}",
             images=(image,) if index % 2 == 0 else (image, image.transpose(Image.Transpose.ROTATE_180)),
@@ -105,6 +108,7 @@ class Check:
             "save": self.save,
             "load_again": self.load_again,
             "lora_step": self.lora_step,
+            "shared_prefix": self.shared_prefix,
             "budget": self.budget,
             "vllm_colocate": self.vllm_colocate,
             "zero2_step": lambda: self.zero_step("zero2"),
@@ -206,6 +210,29 @@ class Check:
     def lora_step(self) -> dict[str, Any]:
         """One step of the recipe for 24 GB: adapters on bfloat16 weights."""
         _, numbers = self._step("adapter=lora", "model.dtype=bfloat16", "scale.micro_batch_size=2")
+        return numbers
+
+    def shared_prefix(self) -> dict[str, Any]:
+        """Updates on one group in bfloat16, its prompt computed once and once for each completion, as trl does."""
+        group = self.recipe().scale.num_generations
+        one_group = ("scale.prompts_per_step=1", f"scale.micro_batch_size={group}", "method.keep_groups=true")
+        cfg = self.recipe("model.dtype=bfloat16", "method.trl.beta=0", *one_group)
+        policy, method = self._load(cfg), build(cfg.method)
+        with torch.no_grad():
+            policy.model.model.language_model.norm.weight.mul_(4)  # random weights find all tokens about equally likely
+        folder = RunFolder(self._options.workspace / "run")
+        folder.path.mkdir()
+        examples = Questions(1, image_size=(560, 420))  # 300 tokens
+        context = _context(examples, GivenRollouts(lengths=(1,)), JsonlTracker(folder), folder)
+        trainer = RolloutGrpoTrainer(policy=policy, context=context, method=method)
+        numbers: dict[str, Any] = {"prompt_tokens": policy.prompt_length(policy.fitted(examples[0]))}
+        limit = method.sampling.max_completion_length
+        for longest in (max(1, limit * 2 // 7), limit):  # of the recipe's 700 tokens 200, then all
+            lengths = tuple(max(1, round(longest * (0.5 + 0.5 * number / (group - 1)))) for number in range(group))
+            trainer._context = replace(context, engine=GivenRollouts(lengths=lengths))
+            for name, value in {"completion_tokens": sum(lengths), **_compared_updates(trainer)}.items():
+                numbers[f"{longest}_tokens/{name}"] = value
+        shutil.rmtree(folder.path)
         return numbers
 
     def budget(self) -> dict[str, Any]:
@@ -336,30 +363,13 @@ class Check:
         cfg = self.recipe(*overrides)
         policy, method = self._load(cfg), build(cfg.method)
         method.check()
-        rewards = (WeightedReward(name="checksum", weight=1.0, function=Checksum()),)
-        engine = build(cfg.rollout.engine)
         folder = RunFolder(self._options.workspace / "run")
         folder.path.mkdir()
-        context = TrainingContext(
-            examples=Questions(method.prompts_per_step),
-            rewards=rewards,
-            metrics=(),
-            engine=engine,
-            probe=Probe(
-                examples=Questions(1),
-                engine=engine,
-                sampling=Sampling(max_completion_length=1),
-                metrics=(),
-                rewards=rewards,
-                every_steps=1,
-            ),
-            tracker=JsonlTracker(folder),
-            folder=folder,
-            seed=0,
-            save_every_steps=1,
-            show_every_steps=1,
-            rollouts_every_steps=1,
-            keyword_hits=lambda completion: (),
+        context = _context(
+            Questions(method.prompts_per_step),
+            build(cfg.rollout.engine),
+            JsonlTracker(folder),
+            folder,
             deepspeed=resolve(cfg)["distributed"]["deepspeed"],
         )
         before = _samples(policy)
@@ -394,6 +404,108 @@ def in_child(options: str, out: str, step: str, *arguments: str) -> None:
     given = json.loads(options)
     given |= {"overrides": tuple(given["overrides"]), "workspace": Path(given["workspace"])}
     write_json(Path(out), getattr(Check(Options(**given)), step)(*arguments))
+
+
+def _compared_updates(trainer: RolloutGrpoTrainer) -> dict[str, Any]:
+    """Updates on the trainer's one group of completions with the prompt shared and as trl does them, in turns."""
+    on_gpu = torch.cuda.is_available()
+    off = {"shared_prefix": False, "encode_once": False, "trim_padding": False, "skip_zero_advantage": False}
+    ways = {
+        "stock": replace(trainer._shortcuts, **off),
+        "shared": replace(trainer._shortcuts, shared_prefix=True, encode_once=True),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, int] = {}
+    logps: dict[str, torch.Tensor] = {}
+    for turn in range(4 if on_gpu else 1):
+        for way, shortcuts in ways.items():
+            trainer._shortcuts = shortcuts
+            trainer.model.zero_grad(set_to_none=True)
+            trainer._buffered_inputs = None
+            free_memory()
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() if on_gpu else 0
+            make_batch(trainer)
+            taken = update(trainer)
+            if turn or not on_gpu:  # the first on a GPU also chooses kernels
+                seconds[way].append(taken)
+            if on_gpu:
+                peaks[f"{way}_bytes"] = torch.cuda.max_memory_allocated() - before
+            [inputs] = trainer._buffered_inputs or []
+            assert trainer._logps is not None
+            # Both hold the group's completions in the same order.
+            logps[way] = trainer._logps[inputs["completion_mask"].bool()]
+            if way == "stock":
+                size = len(inputs["completion_ids"])
+                logps["halves"] = _logps_in_batches(trainer, inputs, size=size // 2)
+                blank = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
+                logps["blank"] = _logps_in_batches(trainer, blank, size=size)
+    differences = {way: (other - logps["stock"]).abs() for way, other in logps.items()}
+    mean = {way: values.mean().item() for way, values in differences.items()}
+    # Both are rounding in bfloat16 in another order of sums.
+    allowed = max(0.02, 4 * mean["halves"])
+    _expect(mean["shared"] < allowed, f"log-probabilities differ by {mean['shared']} on average")
+    _expect(mean["blank"] > 2 * mean["shared"], "a blank image makes no difference: the check would see no wrong one")
+    medians = {way: median(values) for way, values in seconds.items()}
+    return {
+        **{f"{way}_seconds": value for way, value in medians.items()},
+        "times_faster": medians["stock"] / medians["shared"],
+        **peaks,
+        "logp_difference": mean["shared"],
+        "logp_difference_max": differences["shared"].max().item(),
+        "logp_difference_of_stock_in_halves": mean["halves"],
+        "logp_difference_of_a_blank_image": mean["blank"],
+    }
+
+
+def _context(
+    examples: Sequence[Example],
+    engine: RolloutEngine,
+    tracker: Tracker,
+    folder: RunFolder,
+    *,
+    deepspeed: Mapping[str, Any] | None = None,
+) -> TrainingContext:
+    """What one step is trained with."""
+    rewards = (WeightedReward(name="checksum", weight=1.0, function=Checksum()),)
+    return TrainingContext(
+        examples=examples,
+        rewards=rewards,
+        metrics=(),
+        engine=engine,
+        probe=Probe(
+            examples=Questions(1),
+            engine=engine,
+            sampling=Sampling(max_completion_length=1),
+            metrics=(),
+            rewards=rewards,
+            every_steps=1,
+        ),
+        tracker=tracker,
+        folder=folder,
+        seed=0,
+        save_every_steps=1,
+        show_every_steps=1,
+        rollouts_every_steps=1,
+        keyword_hits=lambda completion: (),
+        deepspeed=deepspeed,
+    )
+
+
+def _logps_in_batches(trainer: RolloutGrpoTrainer, inputs: Mapping[str, Any], *, size: int) -> torch.Tensor:
+    """The log-probabilities of a micro-batch's completions, so many rows at a time."""
+    of_images = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    with torch.no_grad():
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].shape[1],
+            batch_size=size,
+            **{name: inputs[name] for name in of_images if name in inputs},
+        )
+    return logps[inputs["completion_mask"].bool()]
 
 
 def _greedy(policy: Policy) -> Completion:
