@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.engines.resuming.warm import Process, Warm
+from tests.processes import untimed
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
 
@@ -70,6 +71,12 @@ class Place:
             return self.warm.start_two(overrides)
         return (self.warm.start(overrides, die=die),)
 
+    def hold(self, kind: str, name: str, *more: str, at: str) -> Process:
+        """A run in one process that stands still at a call; see `Warm.start`."""
+        process = self.warm.start(self.overrides(kind, name, *more), hold=at)
+        assert process.wait_until(process.is_held), process.log.read_text()
+        return process
+
     def run(self, kind: str, name: str, *more: str, die: str | None = None) -> tuple[int, Process]:
         """The exit code of a run in one process, and the process."""
         (process,) = self.start(kind, name, *more, die=die)
@@ -98,13 +105,6 @@ def alone(place: Place) -> Callable[[str], tuple[RunFolder, float]]:
         return made[kind]
 
     return run
-
-
-def untimed(metrics):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "step_time"}
-        for row in metrics
-    ]
 
 
 def files(folder: RunFolder) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from contextlib import contextmanager
 
@@ -71,14 +72,15 @@ def test_a_disk_that_fills_up_in_between_costs_no_more_than_the_steps_since(plac
     """Somebody else's files: the record of a step is what cannot be written."""
     with small_disk(place.path / f"disk-{tracker}", megabytes=200) as disk:
         folder = RunFolder(disk / "filled" / "seed0")
-        (process,) = place.start("grpo", "filled", f"runs_dir={disk}", f"tracker={tracker}")
-        assert process.wait_until((folder.checkpoints / "checkpoint-4" / "manifest.json").exists)
+        chosen = (f"runs_dir={disk}", f"tracker={tracker}")
+        process = place.hold("grpo", "filled", *chosen, at="after visual_r1.manifest.seal 2")
         ballast = fill(disk)
+        process.send(signal.SIGCONT)
         assert process.wait() == 1, process.log.read_text()
         line = error_of(process)
         assert line.startswith(f"error: cannot write {folder.path}") and "No space left on device" in line
         ballast.unlink()
-        code, process = place.run("grpo", "filled", f"runs_dir={disk}", f"tracker={tracker}")
+        code, process = place.run("grpo", "filled", *chosen)
         assert (code, process.started_at()) == (0, [4]), process.log.read_text()
         shutil.rmtree(folder.path / "wandb", ignore_errors=True)
         assert_same(folder, alone("grpo")[0])

@@ -14,6 +14,9 @@ from tests.engines.resuming.conftest import assert_same
 from tests.engines.resuming.warm import ENVIRONMENT, ROOT
 from visual_r1.preemption import EXIT_CODE, SIGNALS
 
+SAVED = "visual_r1.manifest.seal"
+"""By which a checkpoint becomes whole."""
+
 
 def num_rows(folder):
     return folder.metrics.read_text().count("\n") if folder.metrics.exists() else 0
@@ -23,19 +26,25 @@ def checkpoints(folder):
     return sorted(path.name for path in folder.checkpoints.glob("*"))
 
 
+def tell(process, number):
+    """Sends a signal to a process that is held, which it finds as soon as it goes on."""
+    process.send(number)
+    process.send(signal.SIGCONT)
+
+
 def said(text):
     """The lines that a run prints about its end."""
     return [line for line in text.replace("\r", "\n").splitlines() if line.startswith(("stopped", "the step"))]
 
 
-# The row after which the signal comes, and the step that is then saved: the one at hand, or the next that may be saved.
-@pytest.mark.parametrize(("kind", "row", "saved"), [("grpo", 6, 7), ("iterated", 2, 4)])  # grpo in its second epoch
-def test_a_training_saves_at_once_and_goes_on_to_the_same_numbers(place, alone, kind, row, saved):
+# The checkpoint after which the signal comes, its step, and the step that is then saved: the one at hand, or the next
+# that may be saved.
+@pytest.mark.parametrize(("kind", "number", "row", "saved"), [("grpo", 3, 6, 7), ("iterated", 1, 2, 4)])
+def test_a_training_saves_at_once_and_goes_on_to_the_same_numbers(place, alone, kind, number, row, saved):
+    """The one of GRPO in its second epoch."""
     folder = place.folder(f"{kind}-told")
-    (process,) = place.start(kind, folder.path.parent.name)
-    # The step after that row begins when its checkpoint is whole.
-    assert process.wait_until(lambda: (folder.checkpoints / f"checkpoint-{row}" / "manifest.json").exists())
-    process.send(signal.SIGUSR1)
+    process = place.hold(kind, folder.path.parent.name, at=f"after {SAVED} {number}")
+    tell(process, signal.SIGUSR1)
     assert process.wait() == EXIT_CODE, process.log.read_text()
     assert checkpoints(folder) == [f"checkpoint-{row}", f"checkpoint-{saved}"]
     assert said(process.log.read_text()) == [
@@ -49,10 +58,10 @@ def test_a_training_saves_at_once_and_goes_on_to_the_same_numbers(place, alone, 
 
 def test_a_signal_amid_saving_waits_for_it(place, alone):
     folder = place.folder("grpo-saving")
-    (process,) = place.start("grpo", "grpo-saving")
+    process = place.hold("grpo", "grpo-saving", at=f"before {SAVED} 2")
     checkpoint = folder.checkpoints / "checkpoint-4"
-    assert process.wait_until(checkpoint.exists)
-    process.send(signal.SIGTERM)
+    assert checkpoint.exists() and not (checkpoint / "manifest.json").exists()
+    tell(process, signal.SIGTERM)
     assert process.wait() == EXIT_CODE, process.log.read_text()
     assert (checkpoint / "manifest.json").exists()
     assert place.run("grpo", "grpo-saving")[0] == 0
@@ -71,9 +80,8 @@ def test_past_the_grace_it_ends_without_a_new_checkpoint(place):
 
 def test_an_evaluation_ends_at_once_and_is_all_that_is_made_again(place, alone):
     folder = place.folder("grpo-evaluation")
-    (process,) = place.start("grpo", "grpo-evaluation")
-    assert process.wait_until((folder.model / "visual_r1.json").exists)
-    process.send(signal.SIGTERM)
+    process = place.hold("grpo", "grpo-evaluation", at="after visual_r1.models.save_policy 1")
+    tell(process, signal.SIGTERM)
     assert process.wait() == EXIT_CODE, process.log.read_text()
     assert said(process.log.read_text()) == ["stopped by SIGTERM: the same command goes on"]
     assert not folder.evaluation.exists()
@@ -84,12 +92,11 @@ def test_an_evaluation_ends_at_once_and_is_all_that_is_made_again(place, alone):
 
 def test_ctrl_c_leaves_a_run_that_goes_on(place, alone):
     folder = place.folder("sft-interrupted")
-    (process,) = place.start("sft", "sft-interrupted")
-    assert process.wait_until((folder.checkpoints / "checkpoint-4").exists)
-    process.send(signal.SIGINT)
+    process = place.hold("sft", "sft-interrupted", at=f"before {SAVED} 2")
+    tell(process, signal.SIGINT)
     assert process.wait() == 99  # an exception, as everywhere in Python
     code, process = place.run("sft", "sft-interrupted")
-    assert code == 0 and process.started_at() in ([2], [4])
+    assert code == 0 and process.started_at() == [2]
     assert_same(folder, alone("sft")[0])
 
 

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
@@ -36,10 +37,17 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def has_ended(self) -> bool:
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return self._state() == "Z"
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
+
+    def is_held(self) -> bool:
+        """Whether it waits at the call that it was to be held at; SIGCONT lets it go on."""
+        return self._state() == "T"
 
     def wait(self) -> int:
         """Its exit code; the negative number of the signal that killed it."""
@@ -84,18 +92,22 @@ class Warm:
         self._server.kill()
         self._server.wait()
 
-    def start(self, overrides: Sequence[str], *, die: str | None = None, **environment: str) -> Process:
+    def start(
+        self, overrides: Sequence[str], *, die: str | None = None, hold: str | None = None, **environment: str
+    ) -> Process:
         """Begins a run.
 
         Args:
             overrides: as for ``run.py``.
             die: ``before|after|half module.name number``: the process kills itself before or after that call of a
                 function, or after it and having cut the file that the call wrote in two.
+            hold: the same, but it only stands still: see `Process.is_held`.
             environment: what this process alone has.
         """
         self._number += 1
         log = self._folder / f"{self._number:03}.log"
-        request = {"run": list(overrides), "die": die, "log": str(log), "environment": environment}
+        signals = {signal.SIGKILL.name: die, signal.SIGSTOP.name: hold}
+        request = {"run": list(overrides), "signals": signals, "log": str(log), "environment": environment}
         return Process(self, self.ask(request), log)
 
     def run(self, overrides: Sequence[str], **more: Any) -> tuple[int, Process]:
@@ -104,11 +116,10 @@ class Warm:
         return process.wait(), process
 
     def start_two(self, overrides: Sequence[str]) -> tuple[Process, Process]:
-        """Begins a run in two processes that meet at a free port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        """Begins a run in two processes that meet here, as they do at a launcher's."""
+        self._meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._meeting.port)}
         first, second = (self.start(overrides, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2))
         return first, second
 
@@ -154,10 +165,12 @@ def _run(request: dict[str, Any]) -> int:
         began(self, args, state, control, **kwargs)
 
     began, TrackingCallback.on_train_begin = TrackingCallback.on_train_begin, note
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
     distributed.keep_quiet()
     preemption.arm(says=distributed.is_main())
-    if request["die"] is not None:
-        _die_at(*request["die"].split())
+    for name, point in request["signals"].items():
+        if point is not None:
+            _signal_at(signal.Signals[name], *point.split())
     try:
         distributed.join(deepspeed=False)
         experiment = distributed.together(lambda: prepare(compose_config(request["run"])))
@@ -181,8 +194,8 @@ def _run(request: dict[str, Any]) -> int:
     return 0
 
 
-def _die_at(when: str, name: str, number: str) -> None:
-    """Kills this process around one call of a function, by its dotted name where the caller looks it up."""
+def _signal_at(sent: signal.Signals, when: str, name: str, number: str) -> None:
+    """Signals this process around one call of a function, by its dotted name where the caller looks it up."""
     owner, _, attribute = name.rpartition(".")
     try:
         place = importlib.import_module(owner)
@@ -196,13 +209,13 @@ def _die_at(when: str, name: str, number: str) -> None:
         calls += 1
         is_it = calls == int(number)
         if is_it and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         result = function(*args, **kwargs)
-        if is_it:
+        if is_it and when != "before":
             if when == "half":
                 path = next(Path(one) for one in args if isinstance(one, str | Path))
                 os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         return result
 
     setattr(place, attribute, called)
