@@ -1,7 +1,8 @@
 """Writes the tables of docs/scale.md: ``python tools/scale_tables.py``. All of it is arithmetic; nothing runs on a GPU.
 
 Memory is `visual_r1.memory`'s, for composed configurations. Speed is a bound: decoding reads every weight of the
-language model and all keys and values once a token, and an update multiplies each token with each weight so many times.
+language model and all keys and values once a token, and an update multiplies each token with each weight so many times,
+those of a prompt once for its group where the model's prompts can be shared.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def speed_table() -> str:
                 num_tokens=batch * (length - plan.completion_tokens // 2), key_bytes=2, value_bytes=2
             )
             rates.append(f"{batch * _BYTES_PER_SECOND / (read + cached):,.0f} tokens/s")
-        forward = 2 * 64 * length * shape.num_parameters / (_SHARE * _FLOPS)
+        tokens = 64 * length
+        if name.startswith("Qwen2"):  # a prompt but its last token once for its eight completions
+            tokens = 8 * (plan.prompt_tokens - 1) + 64 * (plan.completion_tokens + 1)
+        forward = 2 * tokens * shape.num_parameters / (_SHARE * _FLOPS)
         # Forward, again under gradient checkpointing, backward twice; the reference forward.
         lines.append(f"| {' | '.join([name, *rates, f'{5 * forward:.1f} s', f'{forward:.1f} s'])} |")
     return "\n".join(lines) + "\n"
