@@ -124,6 +124,7 @@ class GrpoConfig:
     keep_groups: bool = MISSING
     trim_padding: bool = MISSING
     skip_zero_advantage: bool = MISSING
+    tokens_per_micro_batch: int | None = MISSING
     trl: dict[str, Any] = MISSING
 
 

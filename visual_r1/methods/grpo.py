@@ -29,7 +29,8 @@ from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.checkpoints import CheckpointingTrainer
 from visual_r1.methods.resampling import Resampling
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
-from visual_r1.methods.shared_prefix_trainer import SharedPrefixTrainer, Shortcuts, group_numbers
+from visual_r1.methods.shared_prefix_trainer import Shortcuts, group_numbers
+from visual_r1.methods.token_budget import TokenBudgetTrainer
 from visual_r1.methods.training import (
     RESERVED,
     TrainingContext,
@@ -89,6 +90,8 @@ class Grpo:
     keep_groups: bool = False
     trim_padding: bool = False
     skip_zero_advantage: bool = False
+    tokens_per_micro_batch: int | None = None
+    """Tokens of one forward and backward pass at most, in which a process runs its micro-batches; None: no limit."""
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
@@ -96,6 +99,10 @@ class Grpo:
             if name not in self.trl:
                 raise ValueError(f"method.trl.{name}: missing; a recipe states every value that its claim depends on")
         check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
+        if self.tokens_per_micro_batch is not None and self.tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"method.tokens_per_micro_batch={self.tokens_per_micro_batch}: expected at least 1, or null: no limit"
+            )
         if self.prompts_per_step < 1:
             raise ValueError(f"method.prompts_per_step={self.prompts_per_step}: expected at least 1")
         if self.trl["temperature"] <= 0:
@@ -133,7 +140,7 @@ class Grpo:
             shared_prefix=self.shared_prefix,
             encode_once=self.encode_once,
             keep_groups=self.keep_groups,
-            trim_padding=self.trim_padding,
+            trim_padding=self.trim_padding or self.tokens_per_micro_batch is not None,  # which counts no padding
             skip_zero_advantage=self.skip_zero_advantage,
         )
 
@@ -160,6 +167,12 @@ class Grpo:
             raise ValueError(
                 f"method.trl.vllm_importance_sampling_mode={mode}: loss_type=vespo needs token_truncate or token_mask"
             )
+        for name, alone in (("top_entropy_quantile", 1.0), ("use_adaptive_entropy", False)):
+            if self.tokens_per_micro_batch is not None and self.trl.get(name, alone) != alone:
+                raise ValueError(
+                    f"method.trl.{name}={self.trl[name]}: it looks at all tokens of a micro-batch at once, which "
+                    f"method.tokens_per_micro_batch={self.tokens_per_micro_batch} computes in parts; set that to null"
+                )
         check_values(GRPOConfig, {**self._batch_arguments(), **self.trl})
         for name, only in (("min_p", None), ("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if self.trl.get(name, only) not in (only, 0, 0.0):
@@ -217,7 +230,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     return scores
 
 
-class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, SharedPrefixTrainer):
+class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, TokenBudgetTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
     The loss, the advantages, the sampler and the importance sampling of another engine's tokens are trl's own.
@@ -230,6 +243,7 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, SharedPrefixTrain
         self._sampling = method.sampling
         self._config = method.config(context)
         self.schedule_steps = method.schedule_steps
+        self.tokens_per_micro_batch = method.tokens_per_micro_batch
         self._examples: list[Example] = []
         self._rollouts: list[Rollout] = []
         self._scores: torch.Tensor | None = None
@@ -412,8 +426,9 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, SharedPrefixTrain
             self._metrics["train"][name] = [fmean(one) for one in zip(*every, strict=True)]
         super().log(logs, start_time)
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss of a micro-batch; measures how far engine and trainer are apart."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         # Before the first update on these rollouts, engine and trainer hold the same weights and must agree.
         is_first_pass = self._step % ((self._config.steps_per_generation or 1) * self.num_iterations) < (
             self.args.gradient_accumulation_steps
