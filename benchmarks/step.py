@@ -276,11 +276,22 @@ def memory(options: argparse.Namespace, rows: Rows) -> None:
                 name = {"grown": "peak memory of an update", "whole": "peak memory of the process"}[metric]
                 made.append(compared(case.name, name, values, unit="bytes", is_share=True, shape=_sizes(case)))
             rows.add(case.name, _shown(made))
+        case = flag_case(quick=options.quick)
+        for name in FLAG_ROWS:
+            key = f"flags, {name}"
+            if key in rows or options.aa or (options.only and options.only not in key):
+                continue
+            peaks = {
+                side: _peak(case, "ours", Path(folder), flags=turned_on, quick=options.quick)
+                for side, turned_on in {"stock": "none", "ours": name}.items()
+            }
+            values = {side: [float(peak["grown"])] for side, peak in peaks.items()}
+            rows.add(key, _shown([compared(name, FLAG_MEMORY, values, unit="bytes", is_share=True)]))
 
 
-def _peak(case: Case, side: str, models: Path, *, quick: bool) -> dict[str, int]:
-    words = ["--case", case.name, "--side", side, "--models", str(models), *(["--quick"] if quick else [])]
-    command = [sys.executable, "-m", "benchmarks.step", "memory", *words]
+def _peak(case: Case, side: str, models: Path, *, flags: str = "", quick: bool = False) -> dict[str, int]:
+    words = ["--case", case.name, "--side", side, "--models", str(models), "--flags", flags]
+    command = [sys.executable, "-m", "benchmarks.step", "memory", *words, *(["--quick"] if quick else [])]
     return json.loads(run_command(command, threads=str(os.cpu_count())).splitlines()[-1])
 
 
@@ -293,9 +304,11 @@ def peak(options: argparse.Namespace) -> dict[str, int]:
     from benchmarks.updates import Bench, free
     from visual_r1 import update_timing
 
-    case = next(case for case in update_cases(quick=options.quick) if case.name == options.case)
+    cases = [*update_cases(quick=options.quick), flag_case(quick=options.quick)]
+    case = next(case for case in cases if case.name == options.case)
+    overrides = _flag_overrides(options.flags) if options.flags else []
     with Bench(_models(options.models)) as bench:
-        trainer = bench.trainer(replace(case, beta=0.0), options.side)
+        trainer = bench.trainer(replace(case, beta=0.0), options.side, overrides=overrides)
         free()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the kernel's peak to what is resident now
@@ -349,33 +362,37 @@ FLAG_ROWS: Mapping[str, Mapping[str, str]] = {
 """What is turned on, by the row's name; ``none`` is our trainer with trl's step, which says how far rows are alike."""
 
 
+def _flag_overrides(name: str) -> list[str]:
+    """The step of trl, but for what a row of `FLAG_ROWS` turns on."""
+    from benchmarks.updates import stock_flags
+
+    return [*stock_flags(), *(f"method.{flag}={value}" for flag, value in FLAG_ROWS[name].items())]
+
+
 def flags(options: argparse.Namespace, rows: Rows) -> None:
     """Measures one batch, made and learned from, with each flag alone and with all.
 
     The completions are said to come from another engine, so that the old log-probabilities are computed, as with vLLM.
     Stock is our trainer without a flag: trl's own takes no correction with rollouts that it is given.
     """
-    from benchmarks.updates import free, stock_flags
+    from benchmarks.updates import free
     from visual_r1 import update_timing
-    from visual_r1.methods.grpo import Grpo
 
     case = flag_case(quick=options.quick)
     with _bench(options) as bench:
         config = bench.config(case.model)
         turns = max(2, turns_of(case, config, quick=options.quick))
         _say_minutes(len(FLAG_ROWS) * (turns + 0.5) * 2.5 * seconds_of(case, config, rate=_RATE))
-        for name, turned_on in FLAG_ROWS.items():
+        for name in FLAG_ROWS:
             if name in rows or (options.only and options.only not in name):
                 continue
-            if not set(turned_on) <= set(Grpo.__dataclass_fields__):
-                print(f"{name}: not there yet", flush=True)
-                continue
             # A masked completion would not be learned from, and the given log-probabilities are nobody's.
-            common = [*stock_flags(), "method.trl.vllm_importance_sampling_mode=token_truncate"]
-            ours = [f"method.{flag}={value}" for flag, value in turned_on.items()]
+            correction = "method.trl.vllm_importance_sampling_mode=token_truncate"
             trainers = {
-                "stock": bench.trainer(case, "ours", overrides=common, needs_correction=True),
-                "ours": bench.trainer(case, "ours", overrides=[*common, *ours], needs_correction=True),
+                side: bench.trainer(
+                    case, "ours", overrides=[*_flag_overrides(flags_of_side), correction], needs_correction=True
+                )
+                for side, flags_of_side in {"stock": "none", "ours": name}.items()
             }
             for trainer in trainers.values():
                 update_timing.make_batch(trainer)
@@ -386,6 +403,7 @@ def flags(options: argparse.Namespace, rows: Rows) -> None:
             free()
 
 
+FLAG_MEMORY = "peak memory of a batch, made and learned from"
 _BOTH = ("making the batch", "update", "together")
 
 
@@ -493,6 +511,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--flags", help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= environment(str(options.threads))

@@ -47,11 +47,7 @@ def update_table(parts: Parts) -> str:
 
 def memory_table(parts: Parts) -> str:
     """GB that an update needs over the grid, stock and ours, and what share is left."""
-
-    def cell(row: Row) -> str:
-        return f"{row['stock'] / 1e9:.2f} → {row['ours'] / 1e9:.2f}, **{row['ratio']:.2f}**"
-
-    return _grid(_rows(parts, "memory", "peak memory of an update"), cell)
+    return _grid(_rows(parts, "memory", "peak memory of an update"), _gigabytes)
 
 
 def cases_table(parts: Parts) -> str:
@@ -109,10 +105,15 @@ def floor_table(parts: Parts) -> str:
 
 def flags_table(parts: Parts) -> str:
     """Each flag alone and all together: a batch made and learned from."""
-    lines = ["| turned on | making the batch, s | update, s | together, s |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| turned on | making the batch, s | update, s | together, s | peak memory, GB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     results = parts["flags"]["results"]
+    memory = {row["case"]: row for row in _rows(parts, "memory", "peak memory of a batch, made and learned from")}
     for name in dict.fromkeys(row["case"] for row in results):
         cells = [f"{_pair(row)}, {row['ratio']:.2f}x" for row in results if row["case"] == name]
+        cells.append(_gigabytes(memory[name]))
         lines.append(_line(name if name in ("none", "all") else f"`{name}`", *cells))
     return _text(lines)
 
@@ -238,6 +239,10 @@ def _grid(rows: Sequence[Row], cell: Any) -> str:
 
 def _pair(row: Row) -> str:
     return f"{_seconds(row['stock'])} → {_seconds(row['ours'])}"
+
+
+def _gigabytes(row: Row) -> str:
+    return f"{row['stock'] / 1e9:.2f} → {row['ours'] / 1e9:.2f}, **{row['ratio']:.2f}**"
 
 
 def _seconds(value: float) -> str:
