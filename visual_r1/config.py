@@ -125,6 +125,7 @@ class GrpoConfig:
     trim_padding: bool = MISSING
     skip_zero_advantage: bool = MISSING
     tokens_per_micro_batch: int | None = MISSING
+    skip_old_logps: bool = MISSING
     trl: dict[str, Any] = MISSING
 
 

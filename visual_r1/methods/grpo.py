@@ -27,6 +27,7 @@ from visual_r1 import distributed
 from visual_r1.examples import Example, Rollout
 from visual_r1.methods.arguments import check_arguments, check_values
 from visual_r1.methods.checkpoints import CheckpointingTrainer
+from visual_r1.methods.importance import ImportanceTrainer
 from visual_r1.methods.resampling import Resampling
 from visual_r1.methods.schedule import HorizonTrainer, check_schedule
 from visual_r1.methods.shared_prefix_trainer import Shortcuts, group_numbers
@@ -92,6 +93,8 @@ class Grpo:
     skip_zero_advantage: bool = False
     tokens_per_micro_batch: int | None = None
     """Tokens of one forward and backward pass at most, in which a process runs its micro-batches; None: no limit."""
+    skip_old_logps: bool = False
+    """See `ImportanceTrainer`."""
 
     def __post_init__(self) -> None:
         check_arguments(GRPOConfig, self.trl, reserved=RESERVED)
@@ -230,7 +233,7 @@ def trl_reward(reward: WeightedReward) -> Callable[..., Any]:
     return scores
 
 
-class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, TokenBudgetTrainer):
+class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, ImportanceTrainer, TokenBudgetTrainer):
     """trl's trainer with our engine's rollouts; it measures and shows what was rolled out.
 
     The loss, the advantages, the sampler and the importance sampling of another engine's tokens are trl's own.
@@ -243,6 +246,7 @@ class RolloutGrpoTrainer(HorizonTrainer, CheckpointingTrainer, TokenBudgetTraine
         self._sampling = method.sampling
         self._config = method.config(context)
         self.schedule_steps = method.schedule_steps
+        self.skip_old_logps = method.skip_old_logps
         self.tokens_per_micro_batch = method.tokens_per_micro_batch
         self._examples: list[Example] = []
         self._rollouts: list[Rollout] = []
