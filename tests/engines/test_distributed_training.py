@@ -36,6 +36,8 @@ def plain(node):
 EXPERIMENTS = {
     "grpo": (*plain(TRL), *LENGTH, "method.trl.beta=0.04"),
     "parts": (*plain(TRL), *LENGTH, "method.trl.beta=0.04"),  # grpo in more micro-batches
+    # Of the first and the last step's completions one process needs two passes and the other one.
+    "budget": (*plain(TRL), *LENGTH, "method.trl.beta=0.04", "method.tokens_per_micro_batch=255"),
     "sft": (*plain(TRL), "method=sft"),
     "lora": (*plain(TRL), *LENGTH, "method.trl.beta=0.04", "adapter=lora", "method.trl.learning_rate=0.03"),
     "chain": ("method=sft_then_grpo", *plain(SFT_TRL), *plain(GRPO_TRL), *LENGTH, f"{GRPO_TRL}.beta=0.04"),
@@ -107,6 +109,14 @@ def test_two_processes_learn_what_one_does(one, two, name):
 
 def test_the_step_does_not_depend_on_the_micro_batches_of_a_process(one, two):
     assert_same_weights(two["parts"], one["grpo"])
+
+
+def test_a_token_budget_changes_neither_the_step_nor_its_curves(one, two):
+    assert_same_weights(two["budget"], one["grpo"])
+    for row, other in zip(*(untimed(two[name].read_metrics()) for name in ("budget", "grpo")), strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            assert value == pytest.approx(other[key], rel=TOLERANCE.get(key, 4e-4), abs=1e-6), (row["step"], key)
 
 
 def assert_same_weights(ours, theirs):

@@ -206,6 +206,18 @@ def test_an_entropy_bonus_is_a_mean_over_the_micro_batch(bench, monkeypatch):
     assert_same(bench.update(budget=HALF), bench.update(budget=None))
 
 
+def test_the_weights_of_another_engines_tokens_are_those_of_one_pass(bench, monkeypatch):
+    monkeypatch.setattr(bench.trainer, "use_vllm", True)
+    monkeypatch.setattr(bench.trainer, "_is_reusing", True)
+    monkeypatch.setattr(bench.trainer, "vllm_importance_sampling_mode", "token_truncate")
+    updates, curves = [], []
+    for budget in (None, HALF):
+        updates.append(bench.update(budget=budget, old_per_token_logps=None))
+        curves.append(bench.trainer._compared.curves(lambda value: value))
+    assert_same(updates[1], updates[0])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
 def test_log_probs_without_a_gradient_obey_it(bench):
     bench.trainer.tokens_per_micro_batch = None
     inputs = bench.inputs
