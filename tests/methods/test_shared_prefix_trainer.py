@@ -70,14 +70,14 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def train(load, make_context, trl_arguments) -> Callable[..., Trained]:
-    def run(*, shortcuts=(), rewards=(LENGTH,), adapter=None, examples=EXAMPLES, **arguments) -> Trained:
+    def run(*, shortcuts=(), rewards=(LENGTH,), adapter=None, micro_batch_size=8, **arguments) -> Trained:
         torch.manual_seed(0)  # of the adapters
         policy = load(adapter=adapter)
         before = {name: one.detach().clone() for name, one in policy.model.named_parameters()}
         given = {"learning_rate": 10.0, "max_grad_norm": 0.0, "num_generations": GROUP, **arguments}
         method = Grpo(
             prompts_per_step=PROMPTS,
-            micro_batch_size=8,
+            micro_batch_size=micro_batch_size,
             trl=trl_arguments(**given),
             **dict.fromkeys(shortcuts, True),
         )
@@ -112,7 +112,7 @@ def train(load, make_context, trl_arguments) -> Callable[..., Trained]:
             patch.setattr(RolloutGrpoTrainer, "_generate_and_score_completions", making)
             patch.setattr(RolloutGrpoTrainer, "_roll_out", sampling)
             patch.setattr(type(policy.processor.image_processor), "__call__", encoding)
-            context = make_context(rewards=rewards, examples=examples)
+            context = make_context(rewards=rewards, examples=EXAMPLES)
             trained, _ = method.train(policy, context)
         after = dict(trained.model.named_parameters())
         return Trained(
@@ -156,6 +156,14 @@ def test_the_step_is_that_of_trl(train, stock, shortcuts, beta):
 @pytest.mark.parametrize("loss_type", ["dapo", "dr_grpo", "cispo", "sapo"])
 def test_the_step_is_that_of_trl_under_other_losses(train, loss_type):
     assert_same(train(shortcuts=SHORTCUTS, loss_type=loss_type), train(loss_type=loss_type))
+
+
+@pytest.mark.parametrize("shortcuts", [("trim_padding",), SHORTCUTS], ids="+".join)
+def test_the_step_is_that_of_trl_in_micro_batches_smaller_than_a_group(train, shortcuts):
+    given = {"micro_batch_size": 2, "beta": 0.04}
+    found = train(shortcuts=shortcuts, **given)
+    assert len({call["labels"].shape[1] for call in found.calls}) > 1
+    assert_same(found, train(**given))
 
 
 def test_the_step_is_that_of_trl_with_adapters(train):
