@@ -188,16 +188,19 @@ def test_rows_that_are_padded_count_their_padding(build, shortcuts):
     bench = build(shortcuts=shortcuts)
     expected, found = (bench.update(budget=budget) for budget in (None, 2 * HALF))
     assert len(expected.passes) == 1 and 1 < len(found.passes) < 2 * GROUP
-    assert max(found.passes) <= 2 * HALF
+    assert max(found.passes) <= 2 * HALF and sum(found.passes) < expected.passes[0]  # each as wide as its own longest
     assert_same(found, expected)
 
 
-def test_an_architecture_that_shares_nothing_has_a_budget_too(build):
+def test_an_architecture_that_shares_nothing_has_a_budget_for_its_padding_too(build):
     bench = build(shortcuts=())
     bench.trainer.__dict__["_unknown"] = "not known"
-    expected, found = (bench.update(budget=budget) for budget in (None, 2 * HALF))
-    assert 1 < len(found.passes) < 2 * GROUP and max(found.passes) <= 2 * HALF
-    assert_same(found, expected)
+    width = bench.inputs["prompt_ids"].shape[1] + bench.inputs["completion_ids"].shape[1]
+    expected = bench.update(budget=None)
+    for budget, rows in ((2 * width, 2), (2 * width - 1, 1)):
+        found = bench.update(budget=budget)
+        assert found.passes == [rows * width] * (2 * GROUP // rows)
+        assert_same(found, expected)
 
 
 def test_an_entropy_bonus_is_a_mean_over_the_micro_batch(bench, monkeypatch):
