@@ -163,7 +163,8 @@ def test_the_step_is_that_of_trl_in_micro_batches_smaller_than_a_group(train, sh
     given = {"micro_batch_size": 2, "beta": 0.04}
     found = train(shortcuts=shortcuts, **given)
     assert len({call["labels"].shape[1] for call in found.calls}) > 1
-    assert_same(found, train(**given))
+    # Twice the tolerance: rounding in eight parts, of advantages that nearly cancel.
+    assert_same(found, train(**given), within=2e-5)
 
 
 def test_the_step_is_that_of_trl_with_adapters(train):
