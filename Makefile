@@ -65,7 +65,7 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 	$(OFFLINE) $(RUN) run.py model=base method=grpo
 
 test: setup ## Pass the tests
-	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines' -n $(WORKERS) --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines' -n $(WORKERS) --dist loadfile --timeout=600
 
 test-engines: $(ENGINES_READY) ## Pass the tests of vLLM, DeepSpeed, several processes and kills, in .venv-engines
 	$(WITH_ENGINES) $(OFFLINE) OMP_NUM_THREADS=1 $(ENGINES_RUN) -m pytest -m engines -n $(WORKERS) --dist loadfile \

@@ -89,11 +89,26 @@ def training_rows(policy: Policy, examples: Sequence[Example], to_row: Callable[
     def example_at(index: int) -> Example:
         return policy.fitted(examples[index])
 
-    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        made = [{**to_row(example_at(index)), "index": index} for index in batch["index"]]
+    rows = _Rows(lambda index: {**to_row(example_at(index)), "index": index})
+    return Dataset.from_dict({"index": list(range(len(examples)))}).with_transform(rows)
+
+
+class _Rows:
+    """Makes the rows of a batch of indices.
+
+    A class, because datasets hashes a transform by pickling it, a function's closure and the model in it included: some
+    gigabytes of a 2B model, at each start.
+    """
+
+    def __init__(self, row: Callable[[int], dict[str, Any]]) -> None:
+        self._row = row
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        made = [self._row(index) for index in batch["index"]]
         return {name: [row[name] for row in made] for name in made[0]}
 
-    return Dataset.from_dict({"index": list(range(len(examples)))}).with_transform(rows)
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
 
 
 def trainer_arguments(context: TrainingContext, *, save_multiple: int = 1) -> dict[str, Any]:
