@@ -427,6 +427,7 @@ def end_unheard(message: str) -> NoReturn:
     if fails_first():
         whose = "" if is_main() else f"process {rank()}: "
         print(f"error: {whose}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     os._exit(USER_ERROR)
 
 

@@ -168,10 +168,10 @@ class _LayerRows:
         if self._num_written == self._layers[0][1].shape[2]:
             num_added = self._num_written - self._num_prompt
             room = min(num_added, self._max_length - num_added)
-            self._layers = [
-                (layer, *(_with_room(states[:num_rows], num_rows, room) for states in cache))
-                for layer, *cache in self._layers
-            ]
+            for number, (layer, keys, values) in enumerate(self._layers):  # one layer at a time lies there twice
+                wider = [_with_room(states[:num_rows], num_rows, room) for states in (keys, values)]
+                self._layers[number] = (layer, *wider)
+                del keys, values
         self._num_written += 1
         rotation = self._rotation[:num_rows]
         cos, sin = self._cos[rotation], self._sin[rotation]

@@ -25,6 +25,8 @@ from visual_r1.rollout.weights import Weight, checkpoint_weights, policy_weights
 if TYPE_CHECKING:
     from visual_r1.models import Policy
 
+_AT_ONCE = 2**24
+"""Values that are summed at once: as 64-bit integers they are up to eight times as large."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes an element."""
 
@@ -91,8 +93,12 @@ class Pushes:
 
         Of a model that is split over processes, all of them enter together.
         """
-        held, self._marks = self._marks if self.changed_only else {}, {}
-        marks = _marks(list(checkpoint_weights(policy)))
+        weights = list(checkpoint_weights(policy))
+        if not self.changed_only:
+            yield Push(policy=policy, names=frozenset(one.name for one in weights), is_whole=True)
+            return
+        held, self._marks = self._marks, {}
+        marks = _marks(weights)
         names = frozenset(name for name, mark in marks.items() if held.get(name) != mark)
         if is_split(policy.model):  # each process knows of its own part
             names = frozenset[str]().union(*distributed.gathered(names))
@@ -132,7 +138,8 @@ def _sums(tensors: list[torch.Tensor]) -> list[int]:
     """Of each tensor's bits as integers, modulo 2**64."""
     if not tensors:
         return []
-    sums = [one.detach().view(_INTEGERS[one.element_size()]).sum(dtype=torch.int64) for one in tensors]
+    bits = [one.detach().view(_INTEGERS[one.element_size()]).flatten() for one in tensors]
+    sums = [torch.stack([part.sum(dtype=torch.int64) for part in one.split(_AT_ONCE)]).sum() for one in bits]
     return torch.stack([one.to(sums[0].device) for one in sums]).tolist()  # one wait for the GPU
 
 

@@ -126,12 +126,9 @@ class VllmColocateEngine:
                 if distributed.is_joined():  # while vLLM starts, each process waits for all others
                     distributed.end_unheard(str(error))
                 raise
-            self._running = _Running(
-                llm=llm,
-                kind=kind,
-                sleeps=self.sleep and torch.cuda.is_available(),
-                pushes=Pushes(changed_only=self.push_changed_only),
-            )
+            sleeps = self.sleep and torch.cuda.is_available()  # and loses its weights each time
+            pushes = Pushes(changed_only=self.push_changed_only and not sleeps)
+            self._running = _Running(llm=llm, kind=kind, sleeps=sleeps, pushes=pushes)
         return self._running
 
     def _llm(self, policy: Policy, dtype: str) -> LLM:
@@ -209,7 +206,6 @@ class _Running:
     def rest(self) -> None:
         """Frees what it holds between rollouts. At level 2 the weights go as well: `wake` brings all of them then."""
         if self.sleeps:
-            self.pushes.forget()
             self.llm.sleep(level=2)
 
     def forget(self) -> None:

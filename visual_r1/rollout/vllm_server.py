@@ -180,7 +180,7 @@ class VllmServerEngine:
     def _push(self, push: Push, folder: str) -> None:
         if push.is_empty:
             return
-        [is_taken] = self._call("take_folder", folder, None if push.is_whole else self._folder)
+        [is_taken] = self._call("take_folder", folder, None if push.is_whole else self._folder, push.num_tensors)
         if not is_taken:
             raise self.other_weights()
         # What the server remembers was computed with the weights before.
@@ -203,7 +203,7 @@ class VllmServerEngine:
         [says] = self._call("describe")
         return says
 
-    def _call(self, method: str, *args: str | None) -> list[Any]:
+    def _call(self, method: str, *args: str | int | None) -> list[Any]:
         """Results of a method of our extension, one a worker."""
         return self.client.post("collective_rpc", {"method": method, "args": list(args)})["results"]
 

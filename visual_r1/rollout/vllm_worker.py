@@ -56,27 +56,40 @@ class PolicyWorker:
         if is_whole and (missing := sorted(own - taken)):
             raise RuntimeError(f"no new weights for {len(missing)} of vLLM's {len(own)} parameters, e.g. {missing[0]}")
 
-    def take_folder(self, folder: str, base: str | None) -> bool:
+    def take_folder(self, folder: str, base: str | None, num_tensors: int) -> bool:
         """The same from safetensors files, unless these are what has changed since another folder than it has.
 
         Args:
             folder: a path that this process can read.
             base: the folder that must have been taken last; None: the new weights are whole.
+            num_tensors: how many there are.
 
         Returns:
             Whether they were taken.
+
+        Raises:
+            RuntimeError: fewer can be seen here, as on a file system that is slow to show what another machine wrote.
         """
         if base is not None and base != self._folder:
             return False
         self._folder = None  # until all of them are there
 
+        num_found = 0
+
         def weights() -> Iterable[tuple[str, torch.Tensor]]:
+            nonlocal num_found
             for path in sorted(Path(folder).glob("*.safetensors")):
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 (no mapping)
+                        num_found += 1
                         yield name, file.get_tensor(name)
 
         self.take_weights(weights(), base is None)
+        if num_found != num_tensors:
+            raise RuntimeError(
+                f"{folder}: {num_found} of {num_tensors} new weights can be seen here; rollout.engine.weights_dir must "
+                "be one file system for the run and the server"
+            )
         self._folder = folder
         return True
 
