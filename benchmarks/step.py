@@ -256,20 +256,20 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def memory(options: argparse.Namespace, rows: Rows) -> None:
-    """Measures the peak of resident memory in every case but those that only show growth, on all cores."""
-    cases = [case for case in update_cases(quick=options.quick) if case.group in GROUPS]
-    cases = _chosen([case for case in cases if max(case.image_tokens) <= max(IMAGES)], options)
+    """Measures the peak of resident memory in every case but those that only show growth."""
+    cases = update_cases(quick=options.quick)
+    cases = [
+        case for case in cases if case.model == "nano" or (case.group in GROUPS and case.image_tokens[0] in IMAGES)
+    ]
+    cases = _chosen(cases, options)
     with tempfile.TemporaryDirectory(prefix="step-") as folder:
         models = _models(Path(folder))
         configs = {name: read_json(path / "config.json") for name, path in models.items()}
-        cores = os.cpu_count() or 1
-        _say_minutes(sum(seconds_of(case, configs[case.model], rate=cores * _RATE) + 20 for case in cases))
+        _say_minutes(sum(seconds_of(case, configs[case.model], rate=options.threads * _RATE) + 20 for case in cases))
         for case in cases:
             if case.name in rows:
                 continue
-            peaks = {
-                side: _peak(case, kind, Path(folder), quick=options.quick) for side, kind in _sides(options).items()
-            }
+            peaks = {side: _peak(case, kind, Path(folder), options) for side, kind in _sides(options).items()}
             made = []
             for metric in ("grown", "whole"):
                 values = {side: [float(peak[metric])] for side, peak in peaks.items()}
@@ -282,17 +282,18 @@ def memory(options: argparse.Namespace, rows: Rows) -> None:
             if key in rows or options.aa or (options.only and options.only not in key):
                 continue
             peaks = {
-                side: _peak(case, "ours", Path(folder), flags=turned_on, quick=options.quick)
+                side: _peak(case, "ours", Path(folder), options, flags=turned_on)
                 for side, turned_on in {"stock": "none", "ours": name}.items()
             }
             values = {side: [float(peak["grown"])] for side, peak in peaks.items()}
             rows.add(key, _shown([compared(name, FLAG_MEMORY, values, unit="bytes", is_share=True)]))
 
 
-def _peak(case: Case, side: str, models: Path, *, flags: str = "", quick: bool = False) -> dict[str, int]:
-    words = ["--case", case.name, "--side", side, "--models", str(models), "--flags", flags]
-    command = [sys.executable, "-m", "benchmarks.step", "memory", *words, *(["--quick"] if quick else [])]
-    return json.loads(run_command(command, threads=str(os.cpu_count())).splitlines()[-1])
+def _peak(case: Case, side: str, models: Path, options: argparse.Namespace, *, flags: str = "") -> dict[str, int]:
+    threads = str(options.threads)
+    words = ["--case", case.name, "--side", side, "--models", str(models), "--flags", flags, "--threads", threads]
+    command = [sys.executable, "-m", "benchmarks.step", "memory", *words, *(["--quick"] if options.quick else [])]
+    return json.loads(run_command(command, threads=threads).splitlines()[-1])
 
 
 def peak(options: argparse.Namespace) -> dict[str, int]:
@@ -308,7 +309,9 @@ def peak(options: argparse.Namespace) -> dict[str, int]:
     case = next(case for case in cases if case.name == options.case)
     overrides = _flag_overrides(options.flags) if options.flags else []
     with Bench(_models(options.models)) as bench:
-        trainer = bench.trainer(replace(case, beta=0.0), options.side, overrides=overrides)
+        trainer = bench.trainer(
+            replace(case, beta=0.0), options.side, overrides=overrides, needs_correction=bool(options.flags)
+        )
         free()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the kernel's peak to what is resident now
@@ -366,7 +369,9 @@ def _flag_overrides(name: str) -> list[str]:
     """The step of trl, but for what a row of `FLAG_ROWS` turns on."""
     from benchmarks.updates import stock_flags
 
-    return [*stock_flags(), *(f"method.{flag}={value}" for flag, value in FLAG_ROWS[name].items())]
+    # A masked completion would not be learned from, and the given log-probabilities are nobody's.
+    correction = "method.trl.vllm_importance_sampling_mode=token_truncate"
+    return [*stock_flags(), correction, *(f"method.{flag}={value}" for flag, value in FLAG_ROWS[name].items())]
 
 
 def flags(options: argparse.Namespace, rows: Rows) -> None:
@@ -386,12 +391,8 @@ def flags(options: argparse.Namespace, rows: Rows) -> None:
         for name in FLAG_ROWS:
             if name in rows or (options.only and options.only not in name):
                 continue
-            # A masked completion would not be learned from, and the given log-probabilities are nobody's.
-            correction = "method.trl.vllm_importance_sampling_mode=token_truncate"
             trainers = {
-                side: bench.trainer(
-                    case, "ours", overrides=[*_flag_overrides(flags_of_side), correction], needs_correction=True
-                )
+                side: bench.trainer(case, "ours", overrides=_flag_overrides(flags_of_side), needs_correction=True)
                 for side, flags_of_side in {"stock": "none", "ours": name}.items()
             }
             for trainer in trainers.values():
