@@ -116,6 +116,19 @@ def test_a_page_gets_its_tables_between_its_marks():
     assert speed_tables.with_tables(written, PARTS) == written
 
 
+def test_a_part_that_is_missing_is_named_where_its_table_would_stand():
+    page = "<!-- flags: by a tool -->\n<!-- /flags -->\n<!-- update: by a tool -->\n<!-- /update -->\n"
+    written = speed_tables.with_tables(page, {"update": PARTS["update"], "flags": PARTS["flags"]})
+    assert "Not measured yet: `python -m benchmarks.step memory`.\n<!-- /flags -->" in written
+    assert "| image tokens |" in written
+
+
+def test_every_table_says_what_it_is_read_from():
+    assert set(speed_tables.PARTS_OF) == set(speed_tables.TABLES) - {"record"}
+    for name, parts in speed_tables.PARTS_OF.items():
+        assert speed_tables.TABLES[name]({part: PARTS[part] for part in parts})
+
+
 def test_the_figure_says_which_results_it_shows(tmp_path):
     first, again, other = (tmp_path / name for name in ("first.svg", "again.svg", "other.svg"))
     speed_tables.draw(PARTS, first)

@@ -160,9 +160,23 @@ TABLES = {
 }
 
 
+PARTS_OF = {
+    **dict.fromkeys(("update", "cases", "growth", "floor"), ("update",)),
+    **{"memory": ("memory",), "flags": ("flags", "memory"), "pushes": ("pushes",), "steps": ("step",)},
+}
+"""The parts of the benchmark that a table is read from."""
+
+
 def with_tables(text: str, parts: Parts) -> str:
-    """The page with its tables read anew."""
-    return _BLOCK.sub(lambda match: match[1] + TABLES[match[2]](parts) + match[3], text)
+    """The page with its tables read anew; where a part is missing, it says which."""
+
+    def table(name: str) -> str:
+        if missing := [part for part in PARTS_OF.get(name, ()) if part not in parts]:
+            commands = " and ".join(f"`python -m benchmarks.step {part}`" for part in missing)
+            return f"Not measured yet: {commands}.\n"
+        return TABLES[name](parts)
+
+    return _BLOCK.sub(lambda match: match[1] + table(match[2]) + match[3], text)
 
 
 def digest(parts: Parts) -> str:
