@@ -35,7 +35,7 @@ class CheckpointingTrainer(Trainer):
             with writing(folder, fix=f"make room and type the same command again, it {on}"):
                 super()._save_checkpoint(model, trial)
                 _seal(folder)
-        except Exception:
+        except (WriteError, distributed.DistributedError):  # a full disk, here or where another process writes
             if distributed.is_main():  # the others may still be writing, and fail next
                 shutil.rmtree(folder, ignore_errors=True)
             raise

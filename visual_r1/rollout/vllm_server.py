@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from visual_r1 import distributed
@@ -159,7 +160,7 @@ class VllmServerEngine:
             try:
                 folder.mkdir(exist_ok=True)
                 save_file(bucket, folder / f"{count:05d}.safetensors")
-            except Exception as error:
+            except (OSError, SafetensorError) as error:
                 raise EngineError(
                     f"rollout.engine.weights_dir={self.weights_dir}: cannot hold the new weights "
                     f"({_first_line(error)}); free some room there or name another folder; the same command resumes "
