@@ -488,11 +488,15 @@ def update_parity(cfg: Any, node: Any) -> Iterator[Finding]:
         node: of its method, or of the stage that shares prompts.
     """
     from visual_r1.methods.parity import CannotCompareError, compare, two_prompts
-    from visual_r1.models import ModelSource, load_policy
+    from visual_r1.models import CheckpointError, ModelSource, load_policy
 
     adapter = None if cfg.adapter.lora is None else build(cfg.adapter.lora)
     source = ModelSource(**{str(key): value for key, value in cfg.model.items()})
-    policy = load_policy(source, freeze=tuple(cfg.freeze.parts), adapter=adapter)
+    try:
+        policy = load_policy(source, freeze=tuple(cfg.freeze.parts), adapter=adapter)
+    except (CheckpointError, OSError) as error:
+        yield Finding("parity", "FAIL", f"shared prefix: the model does not load, so nothing is compared: {_line(error)}")
+        return
     try:
         found = compare(
             policy,

@@ -23,7 +23,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from visual_r1.methods import shared_prefix
-from visual_r1.methods.shared_prefix import Layout, Prompts, pack, unknown, unpack
+from visual_r1.methods.shared_prefix import Layout, Prompts, pack, unknown, unpack, unshared
 
 IMAGE, FIRST_WORD, VOCABULARY = 10, 20, 97
 TEXT = {
@@ -291,7 +291,6 @@ def test_a_prompt_that_ends_with_an_image_is_refused():
     ("changed", "reason"),
     [
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layers with a sliding window are not known"),
-        ({"attention_dropout": 0.1}, "attention_dropout=0.1 must differ between the completions"),
         ({"_attn_implementation": "eager"}, "attention 'eager' is not known to it"),
     ],
 )
@@ -301,6 +300,18 @@ def test_what_cannot_be_shared_is_named(changed, reason):
     for name, value in changed.items():
         setattr(model.config.text_config, name, value)
     assert reason in (unknown(model) or "")
+
+
+@pytest.mark.parametrize("module", ["Qwen2VLAttention", "Dropout"])
+def test_what_is_drawn_for_each_row_is_not_shared(module):
+    model = build("qwen2_vl")
+    assert unshared(model) is None
+    if module == "Dropout":
+        model.model.language_model.layers[1].mlp.down_proj = torch.nn.Sequential(torch.nn.Dropout(0.1))
+    else:
+        model.model.language_model.layers[1].self_attn.attention_dropout = 0.1
+    assert unknown(model) is None
+    assert unshared(model) == "what dropout leaves out must be drawn anew for each completion"
 
 
 def test_an_unknown_architecture_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from visual_r1.examples import Example
-from visual_r1.methods import shared_prefix_trainer
+from visual_r1.methods import shared_prefix, shared_prefix_trainer
 from visual_r1.methods.grpo import Grpo, RolloutGrpoTrainer
 from visual_r1.methods.shared_prefix_trainer import encode_images
 from visual_r1.models import Adapter
@@ -173,6 +174,18 @@ def test_the_step_is_that_of_trl_with_adapters(train):
     assert_same(train(shortcuts=SHORTCUTS, **given), train(**given))
 
 
+def test_adapters_that_drop_draw_for_each_completion_and_say_so(train, caplog):
+    adapter = Adapter(rank=2, alpha=4, dropout=0.5, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    with caplog.at_level(logging.WARNING):
+        found = train(shortcuts=SHORTCUTS, adapter=adapter)
+    assert [one.getMessage() for one in caplog.records if "shared_prefix" in one.getMessage()] == [
+        "method.shared_prefix: what dropout leaves out must be drawn anew for each completion; prompts and images are "
+        "computed for each completion, as trl does"
+    ]
+    assert found.calls and all("layout" not in call for call in found.calls)
+    assert found.num_preprocessed == NUM_IMAGES  # the other shortcuts stay
+
+
 def test_the_step_is_that_of_trl_with_several_updates_of_a_batch(train):
     """The second weighs each token by its probability over that of the old policy."""
     given = {"num_iterations": 2, "max_steps": 2, "epsilon": 10.0, "learning_rate": 0.1}
@@ -210,7 +223,7 @@ def test_images_are_preprocessed_and_held_once(train, stock):
 def test_an_image_is_encoded_as_by_the_processor(policies):
     policy = policies["base"]
     fitted = [policy.fitted(one) for one in EXAMPLES]
-    for one, found in zip(fitted, encode_images(policy, fitted), strict=True):
+    for one, found in zip(fitted, encode_images(policy, fitted, torch.device("cpu")), strict=True):
         if not one.images:
             assert not len(found.image_grid_thw)
             continue
@@ -243,11 +256,20 @@ def test_groups_without_advantage_get_no_backward_pass(train, uneven):
     expected = train(rewards=(uneven,))
     found = train(rewards=(uneven,), shortcuts=("skip_zero_advantage",))
     assert_same(found, expected)
-    share = (found.batch["advantages"] == 0).float().mean().item()
+    groups = found.batch["advantages"].view(PROMPTS, GROUP)
+    share = (groups == 0).all(dim=1).float().mean().item()
     assert 0 < share < 1 and found.curves[-1]["groups/skipped"] == pytest.approx(share)
     assert found.curves[-1]["entropy"] == pytest.approx(expected.curves[-1]["entropy"], rel=1e-5)
     assert "groups/skipped" not in expected.curves[-1]
     assert len(found.calls) > len(expected.calls)  # those without a gradient are called apart
+
+
+def test_a_group_with_some_advantage_is_computed_once_and_whole(train):
+    scores = itertools.cycle([0.0, 1.0, 0.5, 0.5])
+    mixed = WeightedReward(name="mixed", weight=1.0, function=lambda _rollout: next(scores))
+    found = train(rewards=(mixed,), shortcuts=SHORTCUTS)
+    assert (found.batch["advantages"].view(PROMPTS, GROUP) == 0).sum(dim=1).tolist() == [2] * PROMPTS
+    assert len(found.calls) == 2 and found.curves[-1]["groups/skipped"] == 0
 
 
 def test_nothing_is_skipped_where_the_reference_policy_pulls(train, uneven):
@@ -285,7 +307,8 @@ def test_a_users_function_sees_the_images_all_the_same(train):
 
 
 def test_an_unknown_model_is_trained_by_trl_and_says_so(train, stock, monkeypatch, caplog):
-    monkeypatch.setattr(shared_prefix_trainer, "unknown", lambda _model: "Other is not known to it")
+    for module in (shared_prefix, shared_prefix_trainer):
+        monkeypatch.setattr(module, "unknown", lambda _model: "Other is not known to it")
     with caplog.at_level(logging.WARNING):
         found = train(shortcuts=SHORTCUTS)
     assert_same(found, stock[0.0])

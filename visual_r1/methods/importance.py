@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from visual_r1.methods.shared_prefix import has_dropout
+
 
 def importance_ratio(
     trainer_logps: Tensor,
@@ -69,18 +71,7 @@ def can_reuse(model: torch.nn.Module, *, num_iterations: int, accumulation_steps
         accumulation_steps: micro-batches of an update.
         generation_steps: micro-batches of a batch of rollouts.
     """
-    return num_iterations == 1 and accumulation_steps % generation_steps == 0 and not _has_dropout(model)
-
-
-def _has_dropout(model: torch.nn.Module) -> bool:
-    """Whether a layer drops something, by a module of its own or by a rate that it keeps for its forward pass."""
-    for module in model.modules():
-        rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            rates.append(module.p)
-        if any(rate > 0 for rate in rates):
-            return True
-    return False
+    return num_iterations == 1 and accumulation_steps % generation_steps == 0 and not has_dropout(model)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad
 
 from visual_r1.examples import Example
-from visual_r1.methods.shared_prefix import core_of, unknown
+from visual_r1.methods.shared_prefix import core_of, unshared
 from visual_r1.methods.shared_prefix_trainer import PromptImages, SharedPrefixTrainer, Shortcuts, encode_images
 from visual_r1.methods.training import on_one_gpu, training_rows
 from visual_r1.models import Policy, device_of
@@ -113,20 +113,12 @@ def compare(
     Raises:
         CannotCompareError: the model's prompts cannot be shared.
     """
-    if (reason := unknown(policy.model)) is not None:
+    if (reason := unshared(policy.model)) is not None:
         raise CannotCompareError(reason)
-    # Other draws in our passes than in trl's would be no fault of either.
-    dropouts = {one: one.p for one in policy.model.modules() if isinstance(one, torch.nn.Dropout)}
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(policy, examples, shortcuts, _config(folder, bf16, gradient_checkpointing))
-        try:
-            for dropout in dropouts:
-                dropout.p = 0.0
-            trainer.model.train()
-            return _compared(trainer, _rows(policy, examples))
-        finally:
-            for dropout, p in dropouts.items():
-                dropout.p = p
+        trainer.model.train()
+        return _compared(trainer, _rows(policy, examples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +138,7 @@ def _rows(policy: Policy, examples: Sequence[Example]) -> list[_Row]:
     draw = torch.Generator().manual_seed(0)
     device = device_of(policy.model)
     tokens = torch.tensor([one for one in range(len(policy.tokenizer)) if one not in policy.image_token_ids])
-    images = encode_images(policy, examples)
+    images = encode_images(policy, examples, device)
     rows = []
     for number, (example, lengths) in enumerate(zip(examples, LENGTHS, strict=True)):
         prompt_ids = encode_prompts(policy, [policy.style.messages(example)])["input_ids"][0].to(device)
@@ -212,7 +204,7 @@ class _Trainer(SharedPrefixTrainer):
             train_dataset=training_rows(policy, examples, lambda example: {"prompt": example.question}),
             processing_class=policy.processor,
         )
-        self._images = encode_images(policy, examples)
+        self._images = encode_images(policy, examples, self.accelerator.device)
 
     def by_us(self, rows: Sequence[_Row]) -> _Scored:
         """Our pass."""

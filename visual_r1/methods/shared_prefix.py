@@ -148,7 +148,7 @@ class Layout:
 
 
 def unknown(model: torch.nn.Module) -> str | None:
-    """Why a model's prompts cannot be shared within a group; None where they can.
+    """Why a model's batches cannot be rearranged here; None where they can.
 
     Args:
         model: without the wrappers of a trainer; with those of peft, or without.
@@ -159,11 +159,31 @@ def unknown(model: torch.nn.Module) -> str | None:
     config = core.config.get_text_config()
     if set(config.layer_types) != {"full_attention"}:
         return "layers with a sliding window are not known to it"
-    if getattr(config, "attention_dropout", 0.0):
-        return f"attention_dropout={config.attention_dropout} must differ between the completions of a prompt"
     if config._attn_implementation not in _KERNELS:
         return f"attention {config._attn_implementation!r} is not known to it, {sorted(_KERNELS)} are"
     return None
+
+
+def unshared(model: torch.nn.Module) -> str | None:
+    """Why a model's prompts cannot be shared within a group: it is unknown, or draws what it drops of each row anew.
+
+    Args:
+        model: as of `unknown`.
+    """
+    if has_dropout(model):
+        return unknown(model) or "what dropout leaves out must be drawn anew for each completion"
+    return unknown(model)
+
+
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a layer drops something in training, by a module of its own or by a rate that it keeps for itself."""
+    for module in model.modules():
+        rates = [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            rates.append(module.p)
+        if any(rate > 0 for rate in rates):
+            return True
+    return False
 
 
 def core_of(model: Any) -> Any:
@@ -180,7 +200,7 @@ def pack(
         core: the model of transformers; see `core_of`.
         prompts: K prompts, each with at least one completion.
         completion_ids: [N, C], padded on the right.
-        completion_mask: [N, C], 1 where a token is scored; a completion without one is left out.
+        completion_mask: [N, C], 1 where a token is scored; a completion may have none.
         prompt_of: [N], the prompt of each completion.
 
     Returns:

@@ -12,13 +12,12 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-from accelerate.utils import gather_object
 from trl import GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from visual_r1.examples import Example
-from visual_r1.methods.shared_prefix import Prompts, core_of, pack, unknown, unpack
-from visual_r1.models import Policy, device_of
+from visual_r1.methods.shared_prefix import Prompts, core_of, pack, unknown, unpack, unshared
+from visual_r1.models import Policy
 from visual_r1.rollout.gathering import is_split
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Shortcuts:
     trim_padding: bool
     """A micro-batch is as wide as its own longest prompt and completion, not as the step's."""
     skip_zero_advantage: bool
-    """Completions whose advantage is 0 get no backward pass where it could only give zeros: without a KL term."""
+    """Groups without any advantage get no backward pass where it could only give zeros: without a KL term."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +60,29 @@ class SharedPrefixTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._prompt_of = torch.zeros(0, dtype=torch.long)
+        # By group, of the step's rollouts; None where a row brings its own.
         self._images: Sequence[PromptImages] | None = None
         self._advantages: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
-        if self._shortcuts.shared_prefix and self._unknown is not None and self.accelerator.is_main_process:
+        if self._shortcuts.shared_prefix and self._unshared is not None and self.accelerator.is_main_process:
             _logger.warning(
                 "method.shared_prefix: %s; prompts and images are computed for each completion, as trl does",
-                self._unknown,
+                self._unshared,
             )
 
     @cached_property
     def _unknown(self) -> str | None:
-        """Why the model's prompts cannot be shared."""
+        """Why the passes are trl's own."""
         return unknown(self.accelerator.unwrap_model(self.model))
 
     @cached_property
+    def _unshared(self) -> str | None:
+        """Why a prompt goes through the model for each completion."""
+        return unshared(self.accelerator.unwrap_model(self.model))
+
+    @cached_property
     def _may_skip(self) -> bool:
-        """Whether a completion without advantage has no gradient at all, and a pass more or less disturbs nobody."""
+        """Whether a group without advantage has no gradient at all, and a pass more or less disturbs nobody."""
         is_zero = self.beta == 0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
         is_possible = self._unknown is None and not is_split(self.model)
         return self._shortcuts.skip_zero_advantage and is_zero and is_possible
@@ -88,7 +93,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._images = None
         if self._shortcuts.encode_once and self._unknown is None:
             of_prompt = dict(zip(self._prompt_of.tolist(), examples, strict=True))
-            self._images = encode_images(self._policy, list(of_prompt.values()))
+            self._images = encode_images(self._policy, list(of_prompt.values()), self.accelerator.device)
             # trl would preprocess a row's images for each completion. `_calculate_rewards` puts them back.
             inputs = [{name: value for name, value in row.items() if name != "images"} for row in inputs]
         return super()._generate_and_score_completions(inputs) | {"prompt_of": self._prompt_of}
@@ -107,8 +112,8 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._prompt_of = inputs["prompt_of"]
         self._advantages = inputs["advantages"] if self._may_skip else None
         if self._may_skip and torch.is_grad_enabled():
-            share = (inputs["advantages"] == 0).float().mean().cpu()
-            self._metrics["train"]["groups/skipped"].append(torch.stack(gather_object([share])).mean().item())
+            share = without_advantage(inputs["advantages"], inputs["prompt_of"]).float().mean()
+            self._metrics["train"]["groups/skipped"].append(self.accelerator.gather(share).mean().item())
         try:
             return super()._compute_loss(model, inputs)
         finally:
@@ -161,9 +166,9 @@ class SharedPrefixTrainer(GRPOTrainer):
         """The scores of a batch's completions; without a gradient where none is needed."""
         if self._advantages is None or not torch.is_grad_enabled():
             return self._forward(model, batch, compute_entropy)
-        idle = self._advantages == 0
+        idle = without_advantage(self._advantages, batch.prompt_of)
         if bool(idle.all()):  # a backward pass needs something to go through
-            idle = self._prompt_of != self._prompt_of[0]
+            idle = batch.prompt_of != batch.prompt_of[0]
         if not bool(idle.any()):
             return self._forward(model, batch, compute_entropy)
         without, others = idle.nonzero()[:, 0], (~idle).nonzero()[:, 0]
@@ -201,7 +206,7 @@ class SharedPrefixTrainer(GRPOTrainer):
 
     def _shares(self, last_tokens: torch.Tensor) -> bool:
         """Whether prompts go through the model once, of which these are the last tokens: an image's cannot."""
-        if not self._shortcuts.shared_prefix or self._unknown is not None:
+        if not self._shortcuts.shared_prefix or self._unshared is not None:
             return False
         core = core_of(self.accelerator.unwrap_model(self.model))
         return not bool((last_tokens == core.config.image_token_id).any())
@@ -294,18 +299,27 @@ def group_numbers(examples: Sequence[Example]) -> list[int]:
     return numbers
 
 
-def encode_images(policy: Policy, examples: Sequence[Example]) -> list[PromptImages]:
+def without_advantage(advantages: torch.Tensor, prompt_of: torch.Tensor) -> torch.Tensor:
+    """Which completions, [N], have no advantage in their whole group, as far as it is there.
+
+    A group with some is computed whole: its prompt goes through the model anyway.
+    """
+    return ~torch.isin(prompt_of, prompt_of[advantages != 0])
+
+
+def encode_images(policy: Policy, examples: Sequence[Example], device: torch.device) -> list[PromptImages]:
     """What the vision tower is given of each example: the pixel values that the processor makes of its images.
 
     Args:
-        policy: whose processor and device; of a model that `shared_prefix.unknown` has nothing against.
+        policy: whose processor; of a model that `shared_prefix.unknown` has nothing against.
         examples: with fitted images.
+        device: of the values.
     """
     images = [image for example in examples for image in example.images]
     if not images:
         nothing = PromptImages(pixel_values=torch.empty(0, 0), image_grid_thw=torch.empty(0, 3, dtype=torch.long))
         return [nothing] * len(examples)
-    encoded = policy.processor.image_processor(images=images, return_tensors="pt").to(device_of(policy.model))
+    encoded = policy.processor.image_processor(images=images, return_tensors="pt").to(device)
     return split_images(encoded["pixel_values"], encoded["image_grid_thw"], [len(one.images) for one in examples])
 
 

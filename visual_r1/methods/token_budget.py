@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from visual_r1.methods.shared_prefix_trainer import SharedPrefixTrainer
+from visual_r1.methods.shared_prefix_trainer import SharedPrefixTrainer, without_advantage
 from visual_r1.rollout.gathering import is_split
 
 _logger = logging.getLogger(__name__)
@@ -96,10 +96,11 @@ class TokenBudgetTrainer(SharedPrefixTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         masks = inputs["prompt_mask"], inputs["completion_mask"]
         rows = self._lengths(inputs["prompt_ids"], *masks, inputs["prompt_of"])
-        idle = (inputs["advantages"] == 0).tolist() if self._may_skip else [False] * len(rows.prompt_of)
-        learning = [row for row, is_idle in enumerate(idle) if not is_idle] or [0]  # for backward to go through
+        every = range(len(rows.prompt_of))
+        idle = set(without_advantage(inputs["advantages"], inputs["prompt_of"]).nonzero()[:, 0].tolist())
+        learning = [row for row in every if row not in idle or not self._may_skip] or [0]  # for backward to go through
         passes, missing = self._passes(rows, learning, agreed=True)
-        self._idle, _ = self._passes(rows, sorted(set(range(len(idle))) - set(learning)))
+        self._idle, _ = self._passes(rows, [row for row in every if row not in learning])
         try:
             for number, self._pass in enumerate(passes[:-1]):
                 with self._apart(model):

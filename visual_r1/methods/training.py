@@ -154,6 +154,8 @@ RESERVED = frozenset(
         # With one of these a killed run would not resume as it was, or something would leave this machine.
         *("save_only_model", "ignore_data_skip", "resume_from_checkpoint", "logging_strategy", "push_to_hub"),
         *("load_best_model_at_end", "restore_callback_states_from_checkpoint"),
+        # Rows are made from the policy in memory, which no other process gets.
+        *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
         # The config group `distributed` decides these.
         *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend", "ddp_timeout"),
     )
