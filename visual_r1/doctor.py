@@ -495,7 +495,7 @@ def update_parity(cfg: Any, node: Any) -> Iterator[Finding]:
     try:
         policy = load_policy(source, freeze=tuple(cfg.freeze.parts), adapter=adapter)
     except (CheckpointError, OSError) as error:
-        yield Finding("parity", "FAIL", f"shared prefix: the model does not load, so nothing is compared: {_line(error)}")
+        yield Finding("parity", "FAIL", f"shared prefix: the model does not load: {_line(error)}")
         return
     try:
         found = compare(
