@@ -70,6 +70,7 @@ class Scripted:
 
     batch_size: int = 4
     needs_correction: bool = False
+    takes_prefixes: bool = False
     warn_logp_difference: float | None = None
     seeds: list[int] = field(default_factory=list)
     tokenizer: Any = None
@@ -82,7 +83,7 @@ class Scripted:
         self.tokenizer = policy.tokenizer
         yield self
 
-    def generate(self, conversations, *, num_generations, sampling, seed):
+    def generate(self, conversations, *, num_generations, sampling, seed, prefixes=None):
         self.seeds.append(seed)
         assert sampling == SAMPLING and num_generations == 1 and len(conversations) <= self.batch_size
         return [[self.complete(conversation)] for conversation in conversations]

@@ -111,6 +111,16 @@ def test_logps_are_the_trainers_at_the_sampling_temperature(engine, policies, sa
             torch.testing.assert_close(torch.tensor(completion.logps), expected, rtol=0, atol=1e-4)
 
 
+def test_prefixes_are_continued_as_by_transformers(engine, policies):
+    policy = policies["base"]
+    texts = (" I think it is", " The light is nice.", " Wait, let me check again.", "")
+    prefixes = [policy.tokenizer(text)["input_ids"] for text in texts]
+    ours, theirs = generate(engine, policy, prefixes=prefixes), by_transformers(policy, prefixes=prefixes)
+    assert largest_difference(ours, theirs) < 1e-4
+    assert [group[0].prompt_ids for group in ours] == [group[0].prompt_ids for group in theirs]
+    assert tokens(ours) != tokens(generate(engine, policy))
+
+
 @torch.no_grad()
 def change(policy, part):
     generator = torch.Generator().manual_seed(0)

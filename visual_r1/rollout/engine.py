@@ -49,9 +49,9 @@ class Completion:
     """The tokens that a policy added to one prompt."""
 
     prompt_ids: tuple[int, ...]
-    """The prompt as the engine saw it, image placeholders expanded, without padding."""
+    """The prompt as the engine saw it, image placeholders expanded, without padding and without a prefix."""
     token_ids: tuple[int, ...]
-    """The completion, its end token included."""
+    """What was drawn, the end token included; a prefix that was given is not among it."""
     logps: tuple[float, ...]
     """Each token's log-probability under the policy at the sampling temperature, before top-k and top-p cut it."""
     is_truncated: bool
@@ -72,8 +72,13 @@ class Sampler(Protocol):
         num_generations: int,
         sampling: Sampling,
         seed: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
         """One list of `num_generations` completions for each conversation, in order.
+
+        With `prefixes`, one for each conversation, a completion goes on from tokens that are written already: they
+        stand after the prompt's as they are given, and no text is tokenised again. Only an engine whose
+        `takes_prefixes` is true takes them.
 
         The same weights, conversations, sampling and seed give the same completions; no global random state is read or
         changed, so that a probe in the middle of training does not alter the training.
@@ -97,6 +102,11 @@ class RolloutEngine(Protocol):
     @property
     def warn_logp_difference(self) -> float | None:
         """The mean difference of its log-probabilities to the trainer's above which training warns; None: never."""
+        ...
+
+    @property
+    def takes_prefixes(self) -> bool:
+        """Whether its samplers go on from a completion that is partly written."""
         ...
 
     def check(self, source: ModelSource) -> None:

@@ -37,6 +37,11 @@ class TransformersEngine:
         """No: it is the trainer's own forward."""
         return False
 
+    @property
+    def takes_prefixes(self) -> bool:
+        """Yes: the model reads them with the prompt."""
+        return True
+
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"rollout.engine.batch_size={self.batch_size}: expected at least 1")
@@ -65,16 +70,28 @@ class TransformersSampler:
     batch_size: int
 
     def generate(
-        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
         """See `Sampler.generate`."""
+        prefixes = [()] * len(conversations) if prefixes is None else prefixes
         generator = torch.Generator(device_of(self.policy.model)).manual_seed(seed)
         prompts_per_batch = max(1, self.batch_size // num_generations)
         return [
             group
             for start in range(0, len(conversations), prompts_per_batch)
             for group in _complete(
-                self.policy, conversations[start : start + prompts_per_batch], num_generations, sampling, generator
+                self.policy,
+                conversations[start : start + prompts_per_batch],
+                prefixes[start : start + prompts_per_batch],
+                num_generations,
+                sampling,
+                generator,
             )
         ]
 
@@ -95,12 +112,14 @@ def encode_prompts(policy: Policy, conversations: Sequence[Conversation]) -> Any
 def _complete(
     policy: Policy,
     conversations: Sequence[Conversation],
+    prefixes: Sequence[Sequence[int]],
     num_generations: int,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> list[list[Completion]]:
-    inputs = encode_prompts(policy, conversations).to(device_of(policy.model))
-    rows = _decode(policy, inputs, num_generations, sampling, generator)
+    inputs = encode_prompts(policy, conversations)
+    written = _with_prefixes(inputs, prefixes) if any(prefixes) else inputs
+    rows = _decode(policy, written.to(device_of(policy.model)), num_generations, sampling, generator)
     ends = set(policy.end_token_ids)
     groups: list[list[Completion]] = []
     for index, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
@@ -117,6 +136,21 @@ def _complete(
             ]
         )
     return groups
+
+
+def _with_prefixes(inputs: Any, prefixes: Sequence[Sequence[int]]) -> Any:
+    """The same prompts, each with its prefix after it: their tokens as they are, padded on the left once more."""
+    lengths = [int(mask.sum()) + len(prefix) for mask, prefix in zip(inputs["attention_mask"], prefixes, strict=True)]
+    padded = type(inputs)(dict(inputs))
+    for name, added in (("input_ids", None), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+        # What stands left of a prompt is never seen, so it may be zero.
+        rows = inputs[name].new_zeros(len(prefixes), max(lengths))
+        for row, old, mask, prefix in zip(rows, inputs[name], inputs["attention_mask"], prefixes, strict=True):
+            prompt = old[mask.bool()]
+            row[len(row) - len(prompt) - len(prefix) : len(row) - len(prefix)] = prompt
+            row[len(row) - len(prefix) :] = row.new_tensor(prefix) if added is None else added
+        padded[name] = rows
+    return padded
 
 
 def _decode(

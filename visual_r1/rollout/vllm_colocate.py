@@ -80,6 +80,11 @@ class VllmColocateEngine:
         """Yes: its kernels round otherwise than the trainer's."""
         return True
 
+    @property
+    def takes_prefixes(self) -> bool:
+        """Yes: to vLLM they are a part of the prompt."""
+        return True
+
     def check(self, source: ModelSource) -> None:
         """See `RolloutEngine.check`."""
         check_installed()
@@ -225,20 +230,28 @@ class VllmSampler:
     """What the engine was given for this."""
 
     def generate(
-        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
         """See `Sampler.generate`."""
+        prefixes = [()] * len(conversations) if prefixes is None else prefixes
         policy, llm = self.policy, self.running.llm
         prompts = [prompt_tokens(policy, conversation) for conversation in conversations]
         if not self.running.is_compared:
             compare_with_processor(policy, conversations, [prompt.expanded for prompt in prompts])
             self.running.is_compared = True
         limit = llm.model_config.max_model_len
-        check_lengths([len(prompt.expanded) for prompt in prompts], sampling=sampling, limit=limit)
+        given = [(*prompt.expanded, *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        check_lengths([len(tokens) for tokens in given], sampling=sampling, limit=limit)
         requests: list[Any] = [
-            {"prompt_token_ids": list(prompt.collapsed)}
+            {"prompt_token_ids": [*prompt.collapsed, *prefix]}
             | ({"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {})
-            for prompt in prompts
+            for prompt, prefix in zip(prompts, prefixes, strict=True)
         ]
         # Greedy completions of a group are one: vLLM refuses to make more.
         num_drawn = num_generations if sampling.temperature > 0 else 1
@@ -251,8 +264,8 @@ class VllmSampler:
             self.running.forget()
             outputs = llm.generate(requests, parameters, use_tqdm=False)
         groups: list[list[Completion]] = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            check_seen(output.prompt_token_ids or (), prompt.expanded, engine=_ENGINE)
+        for prompt, tokens, output in zip(prompts, given, outputs, strict=True):
+            check_seen(output.prompt_token_ids or (), tokens, engine=_ENGINE)
             group = [self._completion(prompt.expanded, one) for one in output.outputs]
             groups.append(group * (num_generations // num_drawn))
         return groups

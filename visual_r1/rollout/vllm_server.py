@@ -92,6 +92,11 @@ class VllmServerEngine:
         return True
 
     @property
+    def takes_prefixes(self) -> bool:
+        """No: its chat route takes text, which it would tokenise again, and its token route takes no image."""
+        return False
+
+    @property
     def dtype(self) -> str:
         """What the server computes in."""
         return "bfloat16" if self.bf16 else "float32"
@@ -221,9 +226,17 @@ class ServerSampler:
     """What the server was given for this."""
 
     def generate(
-        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
-        """See `Sampler.generate`."""
+        """See `Sampler.generate`; raises ValueError where there are prefixes."""
+        if prefixes is not None:
+            raise ValueError("rollout=vllm_server takes no prefixes: use rollout=transformers or rollout=vllm_colocate")
         engine, policy = self.engine, self.policy
         prompts = [prompt_tokens(policy, conversation) for conversation in conversations]
         if not engine._is_compared:
