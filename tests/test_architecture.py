@@ -25,7 +25,7 @@ TRACKED = subprocess.run(
 LAYERS = (
     {"distributed", "examples", "files", "images", "manifest", "preemption", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
-    {"rewards", "metrics", "scoring"},
+    {"rewards", "metrics", "scoring", "reflection_record"},
     {"architectures", "datasets", "organisms"},
     {"memory", "models", "rollout", "tracking"},
     {"evaluation", "methods", "probe", "report", "update_timing"},
@@ -48,7 +48,7 @@ HOMES = {
 # What must answer at once (a test, --help, a reward in somebody's notebook) loads neither torch nor transformers.
 LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance", "tracking"),
-    *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption"),
+    *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption", "reflection_record"),
     *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "sweeps/", "evaluation"),
 )
 

@@ -1,4 +1,4 @@
-"""Going on from a completion that is partly written: the same log-probs as one forward, the same rest as without a cut."""
+"""Going on from a partly written completion: the log-probs of one forward, the same rest as without a cut."""
 
 from __future__ import annotations
 

@@ -74,6 +74,11 @@ class Reflection:
         words = tuple(self._pattern_of_word)
         return tuple(words[match.lastindex - 1] for match in self._pattern.finditer(text) if match.lastindex)
 
+    def place(self, text: str) -> int | None:
+        """The first character of a text's first phrase; None when there is none."""
+        match = self._pattern.search(text)
+        return match.start() if match else None
+
     @cached_property
     def _words(self) -> tuple[str, ...]:
         return tuple(
