@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,46 @@ def test_both_sides_learn_the_same_from_the_same_rollouts(trainers):
     assert (computed["stock"].tokens, computed["stock"].patches) == (6 * (110 + 8), 3 * 4 * (16 + 9))
     assert computed["ours"].patches == 4 * (16 + 9)
     assert computed["ours"].tokens == 110 + 103 - 2 + sum(CASE.lengths) + 6
+
+
+@pytest.mark.parametrize(
+    ("side", "overrides", "has_engine"),
+    [
+        ("stock", [], False),
+        ("ours", [], True),  # without old log-probs
+        ("ours", ["method.skip_old_logps=false", "method.trl.num_iterations=2"], True),
+    ],
+)
+def test_what_is_timed_is_what_a_real_step_does(checkpoint, monkeypatch, side, overrides, has_engine):
+    """The same passes over the same number of tokens, with the same curves."""
+    case = replace(CASE, micro_batch=3, beta=0.04)
+    passes: dict[str, list[tuple[bool, int]]] = {"real": [], "timed": []}
+    curves: dict[str, set[str]] = {}
+    with Bench({"nano": checkpoint("base")}) as bench:
+        for kind, kept in passes.items():
+            trainer = bench.trainer(
+                case, side, overrides=["scale.max_steps=1", *overrides], needs_correction=has_engine
+            )
+
+            def keep(_module, _args, kwargs, kept=kept):
+                kept.append((torch.is_grad_enabled(), kwargs["inputs_embeds"].shape[:2].numel()))
+
+            for model in (trainer.model, trainer.ref_model):
+                model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+            if kind == "real":
+                monkeypatch.setattr(
+                    type(trainer), "log", lambda self, *_logs: curves.setdefault("real", set(self._metrics["train"]))
+                )
+                trainer.train()
+                monkeypatch.undo()
+            else:
+                make_batch(trainer)
+                update(trainer)
+                curves[kind] = set(trainer._metrics["train"])
+    assert passes["timed"] == passes["real"]
+    assert [one for one, _ in passes["timed"]].count(True) == 2  # micro-batches
+    assert curves["timed"] == curves["real"]
+    assert ("parity/logp_difference/mean" in curves["timed"]) == (side == "ours")
 
 
 def test_an_update_can_be_repeated_and_cut_short(trainers):

@@ -114,13 +114,16 @@ def make_batch(trainer: Any) -> Made:
 def update(trainer: Any, *, micro_batches: int | None = None) -> float:
     """Seconds of the forward and backward passes over the batch that `make_batch` made, gradients left in place.
 
+    They are those of the first update on new rollouts, with the curves that it has.
+
     Args:
         trainer: after `make_batch`.
         micro_batches: only so many of them; None: all.
     """
     count = trainer.args.steps_per_generation
-    kept, trainer.num_iterations = trainer.num_iterations, 10**6  # or trl makes a new batch at the first of them
-    trainer._step = count
+    # trl would make a new batch at the first micro-batch, so that no update could be repeated.
+    trainer._prepare_inputs = lambda _rows: trainer._buffered_inputs[trainer._step % count]
+    trainer._step = 0
     trainer.model.zero_grad(set_to_none=True)
     started = _now()
     try:
@@ -128,7 +131,7 @@ def update(trainer: Any, *, micro_batches: int | None = None) -> float:
             trainer.training_step(trainer.model, [], None)
         return _now() - started
     finally:
-        trainer.num_iterations = kept
+        del trainer._prepare_inputs  # the class's own again
 
 
 def _now() -> float:
