@@ -28,9 +28,9 @@ LAYERS = (
     {"rewards", "metrics", "scoring", "reflection_record"},
     {"architectures", "datasets", "organisms"},
     {"memory", "models", "rollout", "tracking"},
-    {"evaluation", "methods", "probe", "report", "update_timing"},
+    {"evaluation", "interventions", "methods", "probe", "reflection_measures", "report", "update_timing"},
     {"config"},
-    {"experiment", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
+    {"experiment", "reflection_probe", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
 )
 
 # The one place that may know each library, so that replacing it is one change.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -103,6 +104,25 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--allow-missing", action="store_true", help="count items without a response as wrong")
     score.add_argument("-o", "--out", type=Path, help="a file for all numbers, as JSON")
     score.set_defaults(command=_score)
+
+    probe = commands.add_parser("probe", help="does reflection decide anything? cuts, forced reflection, other images")
+    probe.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
+    probe.add_argument(
+        "--model", action="append", metavar="NAME", help="before, after, a folder or a hub id (default: before, after)"
+    )
+    probe.add_argument("--step", action="append", type=int, metavar="K", help="the checkpoint after K steps as well")
+    probe.add_argument("--examples", type=_positive, default=200, help="of the run's benchmark (default: %(default)s)")
+    probe.add_argument("--generations", type=_positive, default=4, help="completions of each (default: %(default)s)")
+    probe.add_argument("--seed", type=int, default=0, help="of items and sampling (default: %(default)s)")
+    probe.add_argument("--phrase", default=" Wait, let me check again.", help="the doubt put in (default:%(default)s)")
+    probe.add_argument(
+        "--empty-phrase",
+        default=" Wait, let me check again. Yes, it is right.",
+        help="a doubt that looks at nothing (default:%(default)s)",
+    )
+    probe.add_argument("--rollout", metavar="NAME", help="transformers or vllm_colocate (default: the run's)")
+    probe.add_argument("--saved-only", action="store_true", help="sample nothing: only what the run has saved")
+    probe.set_defaults(command=_probe)
 
     published = commands.add_parser("published", help="what others have reached, with intervals and what to know")
     published.add_argument("--benchmark", default="cvbench", help="cvbench, blink or vsr (default: %(default)s)")
@@ -253,6 +273,26 @@ def _score(options: argparse.Namespace) -> None:
     if options.out is not None:
         write_json(options.out, summary)
         print(f"all numbers: {options.out}")
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from visual_r1.reflection_probe import Options, probe
+
+    probe(
+        Options(
+            run=options.run,
+            models=tuple(options.model or ()),
+            steps=tuple(options.step or ()),
+            num_examples=options.examples,
+            num_generations=options.generations,
+            seed=options.seed,
+            phrase=options.phrase,
+            empty_phrase=options.empty_phrase,
+            rollout=options.rollout,
+            saved_only=options.saved_only,
+            command=shlex.join(["visual-r1", *(sys.argv[1:])]),
+        )
+    )
 
 
 def _published(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ Only this module, sweeps/compose.py and run.py know Hydra and OmegaConf.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -365,6 +365,32 @@ def expand_model_path(arguments: Sequence[str]) -> list[str]:
         else:
             expanded += ["model=checkpoint", f"model.path={value}"]
     return expanded
+
+
+def recorded(config: Mapping[str, Any], *, rollout: str | None = None) -> DictConfig:
+    """A run's stored config as `build` takes it.
+
+    Args:
+        config: what `RunFolder.read_config` gives.
+        rollout: another engine of ``conf/rollout``, with the run's own batch size and precision.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    cfg = OmegaConf.create(dict(config))
+    if rollout is not None:
+        file = CONF / "rollout" / f"{rollout}.yaml"
+        if not file.is_file():
+            there = sorted(one.stem for one in file.parent.glob("*.yaml"))
+            raise ConfigError(f"--rollout {rollout}: unknown, expected one of {there}")
+        cfg.rollout = OmegaConf.load(file)
+    return cfg
+
+
+def keyword_lists() -> dict[str, tuple[str, ...]]:
+    """The phrases of every list in ``conf/keywords``, by its name."""
+    nodes = [OmegaConf.load(file) for file in sorted((CONF / "keywords").glob("*.yaml"))]
+    return {str(node.name): tuple(node.phrases) for node in nodes}
 
 
 def build(node: DictConfig, **runtime: Any) -> Any:

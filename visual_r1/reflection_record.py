@@ -26,7 +26,7 @@ The shape of ``reflection.json``::
               "keywords": "default",
               "step": 0,                        # optimizer steps before it was sampled; null: several
               "unit": "share",                  # "share", "difference", "per_1k_tokens", "tokens"
-              "estimate": 0.52, "interval": [0.44, 0.60],    # null: too few to say
+              "estimate": 0.52, "interval": [0.44, 0.60],    # null: too few to say, or all agree
               "n": 131, "n_counts": "items",    # "items", "prompts" or "rollouts"
               "p": null,                        # exact McNemar, two-sided, where two conditions met the same items
               "baseline": 0.51, "baseline_interval": [0.4, 0.6]   # the same row at step 0; null: none, or itself
@@ -84,6 +84,7 @@ SECTIONS = {
     ),
 }
 """The sections by name, in their order: title and note."""
+_MIN_READABLE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,9 @@ class Measurement:
 
     section: str
     measure: str
-    """``accuracy``, ``reflection_rate``, ``reflection_per_1k_tokens``, ``readable_rate``, ``effect_within_prompt``,
-    ``flip_share``, ``flip_accuracy_gain``, ``num_thought_tokens``."""
+    """``accuracy``, ``readable_rate``, ``num_tokens``, ``num_thought_tokens``, ``reflection_rate``,
+    ``reflection_per_1k_tokens``, ``effect_within_prompt``, ``gap_over_all_prompts``, ``flip_share``,
+    ``flip_accuracy_gain``."""
     condition: str
     model: str
     source: str
@@ -145,41 +147,44 @@ def sections(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The record for a terminal: of the saved rollouts the run's own keyword list, and first, last and all steps."""
-    lines = []
+    """The record for a terminal: the run's own keyword list, a policy a column, each cell with its interval and n.
+
+    Of saved rollouts it shows the rates at both ends, and the rest over all steps together. How many answers could be
+    read is shown where it is under 95 %, since it bounds accuracy.
+    """
+    lines: list[str] = []
     for section in record["sections"]:
-        rows = [row for row in section["rows"] if _is_shown(row, section["rows"], record["keywords"])]
-        if not rows:
-            continue
-        cells = [("", "", "estimate", "95 % interval", "n", "step 0")]
-        cells += [
-            (
-                f"{row['model']}, {row['source']}" if row["source"] != "probe" else row["model"],
-                _name(row),
-                _number(row["estimate"], row["unit"]),
-                _interval(row["interval"], row["unit"]),
-                f"{row['n']} {row['n_counts']}",
-                _number(row["baseline"], row["unit"]) if row["baseline"] is not None else "",
-            )
-            for row in rows
-        ]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        lines += [section["title"]]
-        lines += [
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
-        ]
-        lines += [""]
+        rows = [row for row in section["rows"] if row["keywords"] in (None, record["keywords"])]
+        sources = dict.fromkeys(row["source"] for row in rows)
+        blocks = [_block([row for row in rows if row["source"] == source], section["name"]) for source in sources]
+        if any(blocks):
+            lines += [section["title"], *(line for block in blocks for line in block), ""]
     lines += [f"left out: {line}" for line in record["left_out"]]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _is_shown(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], keywords: str) -> bool:
-    if row["keywords"] not in (None, keywords):
-        return False
-    if row["source"] == "probe" or row["step"] is None:
-        return True
-    steps = [one["step"] for one in rows if one["source"] == row["source"] and one["step"] is not None]
-    return row["step"] in (min(steps), max(steps))
+def _block(rows: Sequence[Mapping[str, Any]], section: str) -> list[str]:
+    """The rows of one source, a line a measure and condition."""
+    if rows and rows[0]["source"] != "probe":
+        steps = [row["step"] for row in rows if row["step"] is not None]
+        shown = {min(steps), max(steps)} if section == "rates" else {None}
+        rows = [row for row in rows if row["step"] in shown]
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["measure"] != "num_thought_tokens":
+            found.setdefault(_name(row), {})[row["model"]] = row
+    found = {
+        name: cells
+        for name, cells in found.items()
+        if any(row["measure"] != "readable_rate" or row["estimate"] < _MIN_READABLE for row in cells.values())
+    }
+    if not found:
+        return []
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [[rows[0]["source"], *models]]
+    lines += [[name, *(_cell(cells.get(model)) for model in models)] for name, cells in found.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -187,16 +192,12 @@ def _name(row: Mapping[str, Any]) -> str:
     return what if row["against"] is None else f"{what} - {row['against']}"
 
 
-def _number(value: float | None, unit: str) -> str:
-    if value is None:
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["estimate"] is None:
         return "-"
-    if unit == "difference":
-        return f"{100 * value:+.1f}"
-    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.1f}"
-
-
-def _interval(interval: Sequence[float] | None, unit: str) -> str:
-    if interval is None:
-        return "-"
-    scale = 100 if unit in ("share", "difference") else 1
-    return "[{:.1f}, {:.1f}]".format(*(scale * end for end in interval))
+    scale = 100 if row["unit"] in ("share", "difference") else 1
+    number = f"{scale * row['estimate']:{'+' if row['unit'] == 'difference' else ''}.1f}"
+    number += " %" if row["unit"] == "share" else ""
+    interval = row["interval"]
+    around = "" if interval is None else f" [{scale * interval[0]:.1f}, {scale * interval[1]:.1f}]"
+    return f"{number}{around} of {row['n']} {row['n_counts']}"

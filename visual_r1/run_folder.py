@@ -95,6 +95,16 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def reflection(self) -> Path:
+        """What ``visual-r1 probe`` has found, whenever it was asked; see `reflection_record`."""
+        return self.path / "reflection.json"
+
+    @property
+    def reflection_trials(self) -> Path:
+        """The probe's completions, an item and a condition a row."""
+        return self.path / "reflection.parquet"
+
+    @property
     def figure(self) -> Path:
         """The curves as a picture; ``figure.svg`` beside it is the same for print."""
         return self.path / "figure.png"

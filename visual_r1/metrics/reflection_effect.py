@@ -64,7 +64,7 @@ def effect_within_prompt(outcomes: Iterable[Outcome], *, level: float = 0.95) ->
             weight = len(reflecting) * len(others) / len(group)
             sums[prompt][0] += weight * (sum(reflecting) / len(reflecting) - sum(others) / len(others))
             sums[prompt][1] += weight
-    return _jackknife(list(sums.values()), lambda total: _ratio(*total), level)
+    return _within(_jackknife(list(sums.values()), lambda total: _ratio(*total), level), -1, 1)
 
 
 def gap(outcomes: Iterable[Outcome], *, level: float = 0.95) -> Estimate:
@@ -79,7 +79,7 @@ def gap(outcomes: Iterable[Outcome], *, level: float = 0.95) -> Estimate:
         reflecting, others = _ratio(*total[:2]), _ratio(*total[2:])
         return None if reflecting is None or others is None else reflecting - others
 
-    return _jackknife(list(sums.values()), difference, level)
+    return _within(_jackknife(list(sums.values()), difference, level), -1, 1)
 
 
 def share(values: Iterable[tuple[Hashable, bool]], *, level: float = 0.95) -> Estimate:
@@ -95,10 +95,7 @@ def share(values: Iterable[tuple[Hashable, bool]], *, level: float = 0.95) -> Es
         return estimate
     if len(prompts) == len(known) or estimate.value in (0, 1):
         return replace(estimate, interval=wilson(round(estimate.value * len(prompts)), len(prompts), level))
-    if estimate.interval is None:
-        return estimate
-    low, high = max(0.0, estimate.interval.low), min(1.0, estimate.interval.high)
-    return replace(estimate, interval=Interval(estimate.value, low, high))
+    return _within(estimate, 0, 1)
 
 
 def ratio(values: Iterable[tuple[Hashable, float, float]], *, level: float = 0.95) -> Estimate:
@@ -156,6 +153,14 @@ def thought_span(completion: str) -> tuple[int, int]:
     end = min(ends, default=len(completion))
     opened = completion.find("<think>", 0, end)
     return (0 if opened < 0 else opened + len("<think>")), end
+
+
+def _within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with the ends of its interval no further than it can be."""
+    if estimate.interval is None:
+        return estimate
+    low, high = max(least, estimate.interval.low), min(most, estimate.interval.high)
+    return replace(estimate, interval=replace(estimate.interval, low=low, high=high))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
