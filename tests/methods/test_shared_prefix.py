@@ -193,6 +193,25 @@ def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(architectu
     assert_equal(gradients(model, drawn, shared), gradients(model, drawn, stock))
 
 
+def test_the_head_sees_nothing_of_prompts():
+    model, drawn = build("qwen2_vl"), draw(4, group_sizes=[3, 2])
+    seen = []
+    with torch.no_grad():
+        shared(model, drawn)
+        model.model.register_forward_hook(lambda _model, _args, output: seen.append(output.last_hidden_state.shape[1]))
+        found, again = shared(model, drawn), stock(model, drawn)
+    own = int(drawn.mask[:, drawn.split :].sum()) + len(drawn.prompt_of)
+    assert seen == [own, drawn.input_ids.shape[1]]
+    for one, other in zip(found, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_completion_without_a_scored_token_alone_has_no_gradient():
+    model, drawn = build("qwen2_vl"), draw(6, group_sizes=[1])
+    drawn.mask[:, drawn.split :] = 0
+    assert not any(one.any() for one in gradients(model, drawn, shared).values())
+
+
 def test_the_tokens_of_a_completion_matter_to_it_alone():
     """The comparison above would not see a leak that trl's rows have as well."""
     model, drawn = MODELS["qwen2_vl"], draw(3, group_sizes=[3, 2])

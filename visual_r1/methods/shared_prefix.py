@@ -204,7 +204,8 @@ def pack(
         prompt_of: [N], the prompt of each completion.
 
     Returns:
-        Arguments with ``labels`` [1, L], which name the completions' tokens in the order of the rows and nothing else.
+        Arguments with ``labels`` [1, tokens behind the prompts], which name the completions' tokens in the order of the
+        rows and nothing else; the head is given as much of the row.
 
     Raises:
         ValueError: a prompt ends with an image, whose last token then stands for several.
@@ -213,7 +214,7 @@ def pack(
     image = ids == core.config.image_token_id
     if bool(image[:, -1].any()):
         raise ValueError("a prompt that ends with an image cannot be shared")
-    _teach(core.config.get_text_config()._attn_implementation)
+    _teach(core)
     positions, _ = core.model.get_rope_index(
         ids, mm_token_type_ids=image.int(), image_grid_thw=prompts.image_grid_thw, attention_mask=prompts.mask
     )
@@ -234,7 +235,7 @@ def pack(
         "input_ids": input_ids[None],
         "attention_mask": {"full_attention": None},  # said by the layout
         "position_ids": torch.cat([positions[:, prefix], own_positions[:, own]], dim=1)[:, None],
-        "labels": torch.cat([labels.new_full((int(prefix.sum()),), _IGNORED), labels[own]])[None],
+        "labels": labels[own][None],
         "layout": Layout(prompt_lengths=prefix.sum(1), own_lengths=own.sum(1), prompt_of=prompt_of),
     }
     if prompts.pixel_values is not None:
@@ -245,7 +246,7 @@ def pack(
 
 
 def unpack(values: torch.Tensor, labels: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
-    """What a model with trl's fused head says of each label [1, L - 1], as [N, C]; 0 where nothing is scored."""
+    """What a model with trl's fused head says of each label but the first, as [N, C]; 0 where nothing is scored."""
     scored = values[0, labels[0, 1:] != _IGNORED]
     return scored.new_zeros(completion_mask.shape).masked_scatter(completion_mask.bool(), scored)
 
@@ -323,8 +324,18 @@ class _Attention:
         return self.kernel(self.function, module, *tensors[:3], layout, **arguments), None
 
 
-def _teach(name: str) -> None:
-    """Lets transformers' attention of that name understand layouts, for every model of this process."""
+def _teach(core: Any) -> None:
+    """Lets a model, and transformers' attention of its kind for every model of this process, understand layouts."""
+    name = core.config.get_text_config()._attn_implementation
     function = ALL_ATTENTION_FUNCTIONS[name]
     if not isinstance(function, _Attention):
         AttentionInterface.register(name, _Attention(function=function, kernel=_KERNELS[name]))
+    if _completions_alone not in core.model._forward_hooks.values():
+        core.model.register_forward_hook(_completions_alone, with_kwargs=True)
+
+
+def _completions_alone(_model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Keeps the prompts' tokens from the head, which nobody scores: trl 1.16's would score all of a row on a CPU."""
+    if (layout := kwargs.get("layout")) is not None:
+        output.last_hidden_state = output.last_hidden_state[:, layout.num_prompt_tokens :]
+    return output
