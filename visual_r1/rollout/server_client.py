@@ -41,7 +41,7 @@ class ServerClient:
 
         Raises:
             RouteError: the server refuses the route or the body.
-            EngineError: it does not answer.
+            EngineError: it does not answer, or what answers is no vLLM.
         """
         data = json.dumps(body or {}).encode()
         request = Request(f"{self.url}/{route}", data=data, headers={"Content-Type": "application/json"})
@@ -64,4 +64,11 @@ class ServerClient:
                 f"no vLLM server answers at {self.url} ({getattr(error, 'reason', error) or type(error).__name__}): "
                 f"start it with `{START}` and the run's own overrides, then the same command resumes the run"
             ) from error
-        return json.loads(content) if content else None
+        try:
+            return json.loads(content) if content else None
+        except ValueError as error:
+            start = " ".join(content[:80].decode(errors="replace").split())
+            raise EngineError(
+                f"what answers {request.selector} at {self.url} is no vLLM server ({start!r}): name the server that "
+                f"`{START}` has started by rollout.engine.url"
+            ) from error
