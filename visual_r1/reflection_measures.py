@@ -32,7 +32,9 @@ from visual_r1.statistics import Interval, mcnemar, paired_difference, wilson
 if TYPE_CHECKING:
     from visual_r1.interventions import Probed, Trial
 
-_COLUMNS = ("source", "example_id", "question", "completion", "solution", "choice", "correct", "num_tokens")
+_COLUMNS = (
+    *("source", "example_id", "question", "completion", "solution", "choice", "correct", "num_tokens", "is_truncated"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Written:
     choice: str | None
     correct: bool
     num_tokens: int
+    is_truncated: bool
 
 
 def read_saved(folder: RunFolder) -> tuple[dict[str, list[Written]], list[str]]:
@@ -134,6 +137,7 @@ def of_probed(
             choice=named_letter(one.rollout),
             correct=is_correct(one.rollout),
             num_tokens=one.rollout.num_tokens,
+            is_truncated=one.rollout.is_truncated,
         )
         for one in probed.completed
     ]
@@ -198,27 +202,24 @@ def _of_written(
     pairs = list(zip(written, hits, strict=True))
     everything = "all completions"
     rates = partial(row, section="rates", condition=everything, n=len(written), n_counts="rollouts")
+    shares = {
+        "reflection_rate": [count > 0 for count in hits],
+        "accuracy": [one.correct for one in written],
+        "readable_rate": [one.choice is not None for one in written],
+        "truncated_rate": [one.is_truncated for one in written],
+    }
+    ratios = {
+        "reflection_per_1k_tokens": ("per_1k_tokens", [(1000 * count, one.num_tokens) for one, count in pairs]),
+        "num_tokens": ("tokens", [(one.num_tokens, 1) for one in written]),
+    }
+    prompts = [one.prompt for one in written]
     measured = [
-        _from(rates, "reflection_rate", share(((o.prompt, h > 0) for o, h in pairs), level=level), "share"),
-        _from(
-            rates,
-            "reflection_per_1k_tokens",
-            ratio(((one.prompt, 1000 * count, one.num_tokens) for one, count in pairs), level=level),
-            "per_1k_tokens",
-        ),
-        _from(rates, "accuracy", share(((one.prompt, one.correct) for one in written), level=level), "share"),
-        _from(
-            rates,
-            "readable_rate",
-            share(((one.prompt, one.choice is not None) for one in written), level=level),
-            "share",
-        ),
-        _from(
-            rates,
-            "num_tokens",
-            ratio(((one.prompt, one.num_tokens, 1.0) for one in written), level=level),
-            "tokens",
-        ),
+        _from(rates, name, share(zip(prompts, values, strict=True), level=level), "share")
+        for name, values in shares.items()
+    ]
+    measured += [
+        _from(rates, name, ratio(((p, *two) for p, two in zip(prompts, values, strict=True)), level=level), unit)
+        for name, (unit, values) in ratios.items()
     ]
     for suffix, kept in (("", pairs), (", answer readable", [(o, h) for o, h in pairs if o.choice is not None])):
         outcomes = [

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from visual_r1 import provenance
 from visual_r1.config import ConfigError, build, keyword_lists, recorded
-from visual_r1.files import write_json, write_parquet
+from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import ModelSource, saved_steps
 from visual_r1.reflection_measures import of_probed, of_saved, read_saved, schema, trial_rows
@@ -71,6 +71,8 @@ def probe(options: Options, *, show: Callable[[str], object] = print) -> dict[st
     started = time.perf_counter()
     folder = RunFolder(options.run)
     config = folder.read_config()
+    if options.saved_only and _has_new_rollouts(folder.reflection):
+        raise ConfigError(f"--saved-only: {folder.reflection} holds new rollouts, which would be lost; leave it out")
     try:
         keywords = config["keywords"]
         lists = {**keyword_lists(), keywords["name"]: tuple(keywords["phrases"])}
@@ -123,6 +125,7 @@ def probe(options: Options, *, show: Callable[[str], object] = print) -> dict[st
         "left_out": left_out,
     }
     write_json(folder.reflection, record)
+    record = read_json(folder.reflection)
     show(table(record))
     show(f"{folder.reflection}: {sum(len(part['rows']) for part in record['sections'])} numbers")
     return record
@@ -252,6 +255,14 @@ def _probed(model: _Model, job: _Job, reflection: Reflection) -> tuple[Probed, l
             "with images of the same sizes"
         )
     return probed, left_out
+
+
+def _has_new_rollouts(file: Path) -> bool:
+    """Whether a record of an earlier probe holds what took time to sample; a damaged one holds nothing."""
+    try:
+        return file.is_file() and bool(read_json(file)["models"])
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _sampled(examples: Sequence[Example], number: int, *, seed: int) -> list[Example]:

@@ -93,7 +93,7 @@ class Measurement:
 
     section: str
     measure: str
-    """``accuracy``, ``readable_rate``, ``num_tokens``, ``num_thought_tokens``, ``reflection_rate``,
+    """``accuracy``, ``readable_rate``, ``truncated_rate``, ``num_tokens``, ``num_thought_tokens``, ``reflection_rate``,
     ``reflection_per_1k_tokens``, ``effect_within_prompt``, ``gap_over_all_prompts``, ``flip_share``,
     ``flip_accuracy_gain``."""
     condition: str
@@ -150,7 +150,7 @@ def table(record: Mapping[str, Any]) -> str:
     """The record for a terminal: the run's own keyword list, a policy a column, each cell with its interval and n.
 
     Of saved rollouts it shows the rates at both ends, and the rest over all steps together. How many answers could be
-    read is shown where it is under 95 %, since it bounds accuracy.
+    read is shown where it is under 95 %, since it bounds accuracy, and how many were cut where it is over 5 %.
     """
     lines: list[str] = []
     for section in record["sections"]:
@@ -173,11 +173,7 @@ def _block(rows: Sequence[Mapping[str, Any]], section: str) -> list[str]:
     for row in rows:
         if row["measure"] != "num_thought_tokens":
             found.setdefault(_name(row), {})[row["model"]] = row
-    found = {
-        name: cells
-        for name, cells in found.items()
-        if any(row["measure"] != "readable_rate" or row["estimate"] < _MIN_READABLE for row in cells.values())
-    }
+    found = {name: cells for name, cells in found.items() if any(_says_something(row) for row in cells.values())}
     if not found:
         return []
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -185,6 +181,13 @@ def _block(rows: Sequence[Mapping[str, Any]], section: str) -> list[str]:
     lines += [[name, *(_cell(cells.get(model)) for model in models)] for name, cells in found.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+
+
+def _says_something(row: Mapping[str, Any]) -> bool:
+    """Whether a rate of what can be read, or was cut, is not as it should be; always true of other measures."""
+    if row["measure"] == "readable_rate":
+        return row["estimate"] < _MIN_READABLE
+    return row["measure"] != "truncated_rate" or row["estimate"] > 1 - _MIN_READABLE
 
 
 def _name(row: Mapping[str, Any]) -> str:
