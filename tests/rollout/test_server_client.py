@@ -1,4 +1,4 @@
-"""What a server may answer, and what is said of it."""
+"""What stands at a server's address and answers; what refuses or dies is in test_vllm_death.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from visual_r1.rollout.engine import EngineError
-from visual_r1.rollout.server_client import RouteError, ServerClient
+from visual_r1.rollout.server_client import ServerClient
 
 ANSWERS = {"/json": (200, b'{"ready": true}'), "/empty": (200, b""), "/page": (200, b"<html>\n hello</html>")}
 
@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def log_message(self, *_args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
 
 
@@ -42,19 +42,6 @@ def test_an_answer_is_read(client):
     assert client.post("empty") is None
 
 
-def test_a_refusal_is_said_with_its_reason(client):
-    with pytest.raises(RouteError, match="answers 404 to /nowhere: no such route; its own output says more") as raised:
-        client.get("nowhere")
-    assert raised.value.status == 404
-
-
 def test_what_is_no_vllm_is_named(client):
-    with pytest.raises(EngineError, match="what answers /page at http://127.* is no vLLM server .'<html> hello</html>'"):
+    with pytest.raises(EngineError, match=r"^what answers /page at .* is no vLLM server \('<html> hello</html>'\)"):
         client.get("page")
-
-
-def test_nobody_there_is_said_with_the_command():
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        port = server.server_port
-    with pytest.raises(EngineError, match=f"no vLLM server answers at http://127.0.0.1:{port} .*visual-r1 rollout-server"):
-        ServerClient(url=f"http://127.0.0.1:{port}", timeout_seconds=10).get("json")
