@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("run", type=Path, help="a run folder: runs/NAME/seed0")
     figure.set_defaults(command=_figure)
 
+    report = commands.add_parser("report", help="what runs show together: tables, curves, rollouts, in one file")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs/NAME/seed0, or runs/NAME for all seeds")
+    report.add_argument("-o", "--out", type=Path, help="the file (default: report.html; md and csv are printed)")
+    report.add_argument("--format", choices=("html", "md", "csv"), help="default: by the file's ending, or html")
+    report.set_defaults(command=_report)
+
     score = commands.add_parser("score", help="score responses made elsewhere, as a run scores its own")
     score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: benchmark.path=FOLDER")
     score.add_argument(
@@ -222,6 +228,28 @@ def _figure(options: argparse.Namespace) -> None:
         print(f"{folder.path} is not finished; its curves so far: {figure}")
     else:
         raise ValueError(f"{folder.path} has measured nothing yet, so there is nothing to draw")
+
+
+def _report(options: argparse.Namespace) -> None:
+    # A run's data set may be the hub's, and a report must not start to download it.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    from visual_r1.config import build, keyword_lists, recorded
+    from visual_r1.report.write import FORMATS, report
+
+    out = options.out
+    kind = options.format or ("html" if out is None else FORMATS.get(out.suffix.lower()))
+    if kind is None:
+        raise ValueError(f"-o {out}: say what to write, --format html, md or csv, or choose such an ending")
+    if out is None and kind == "html":
+        out = Path("report.html")
+    text = report(
+        options.runs,
+        out=out,
+        format=kind,
+        keyword_lists=keyword_lists(),
+        examples_of=lambda node: build(recorded(node)),
+    )
+    print(text if out is None else f"{out}: {len(text.encode()) / 1e6:.1f} MB")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 from visual_r1.evaluation import Report, summarise
 from visual_r1.examples import Example, Rollout
 from visual_r1.metrics.reflection import Reflection
-from visual_r1.report.beside import Beside, Compared, _difference, beside
+from visual_r1.report.beside import Beside, Compared, beside, unpaired_difference
 from visual_r1.report.published import published
 from visual_r1.report.published_table import beside_lines
 from visual_r1.report.table import run_table
@@ -60,7 +60,7 @@ def of(compared: Beside, key, when="after") -> Compared:
 
 def test_the_difference_is_newcombes():
     # His table II, method 10: 56/70 - 48/80 = 0.2000 with 0.0524 to 0.3339.
-    difference = _difference(wilson(56, 70), wilson(48, 80))
+    difference = unpaired_difference(wilson(56, 70), wilson(48, 80))
     assert (difference.estimate, difference.low, difference.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
@@ -103,7 +103,7 @@ def test_only_what_the_run_repeats_is_marked():
     assert marked(model="models/nano-base") == []
 
 
-def test_a_row_that_does_not_add_up_widens_the_difference():
+def test_a_row_that_does_not_add_up_widens_theunpaired_difference():
     difference = of(compare(summary()), "cvbench/base").difference
     assert difference is not None
     run = wilson(1643, 2638)

@@ -74,6 +74,10 @@ class Reflection:
         words = tuple(self._pattern_of_word)
         return tuple(words[match.lastindex - 1] for match in self._pattern.finditer(text) if match.lastindex)
 
+    def spans(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Where `find` finds them: start and end of each phrase, in characters."""
+        return tuple(match.span() for match in self._pattern.finditer(text))
+
     def place(self, text: str) -> int | None:
         """The first character of a text's first phrase; None when there is none."""
         match = self._pattern.search(text)

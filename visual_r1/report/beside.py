@@ -105,9 +105,10 @@ def _compared(row: PublishedRow, *, when: str, is_counterpart: bool, values: Map
         row=row,
         when=when,
         is_counterpart=is_counterpart,
-        difference=_difference(_interval(values), row.interval()),
+        difference=unpaired_difference(_interval(values), row.interval()),
         by_category={
-            name: _difference(_interval(values["by_category"][name]), row.interval(name)) for name in row.categories
+            name: unpaired_difference(_interval(values["by_category"][name]), row.interval(name))
+            for name in row.categories
         },
     )
 
@@ -122,7 +123,7 @@ def _interval(values: Mapping[str, Any]) -> Interval:
     return Interval(values["accuracy"], *values["accuracy_interval"])
 
 
-def _difference(run: Interval, row: Interval) -> Interval:
+def unpaired_difference(run: Interval, row: Interval) -> Interval:
     """Run minus row, by squaring and adding the distances to the ends of their intervals.
 
     As if the two were independent: a published row has no answers by item to pair the run's with. Reference: Newcombe,

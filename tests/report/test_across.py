@@ -1,0 +1,222 @@
+"""Reports across runs: what is averaged, paired, compared, warned about, and named as left out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.finished_runs import write_run
+from visual_r1.files import read_json, write_json, write_text
+from visual_r1.report.across import findings
+from visual_r1.report.markdown import as_markdown
+from visual_r1.report.runs import read_runs
+from visual_r1.report.tidy import as_csv
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two configurations with two seeds each, the second the better one; nobody may change them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        write_run(folder / "plain" / f"seed{seed}", seed=seed, accuracy=(0.5, 0.55), size=120)
+        better = {"method": {"name": "dapo"}}
+        write_run(folder / "better" / f"seed{seed}", seed=seed, accuracy=(0.5, 0.98), size=120, config=better)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(runs):
+    return findings([runs / "plain", runs / "better"])
+
+
+def fact(results, measure):
+    """A number that must be there."""
+    measured = results.get(measure)
+    assert measured is not None, measure
+    return measured
+
+
+def left_out(found):
+    return [(Path(one.where).parent.name, one.what, one.why) for one in found.left_out]
+
+
+def test_seeds_of_one_configuration_are_one_group(found):
+    assert [(group.label, group.seeds) for group in found.groups] == [("plain", (0, 1)), ("better", (0, 1))]
+    assert not found.left_out
+
+
+def test_a_groups_accuracy_is_the_mean_of_its_seeds_with_an_interval_over_seeds_and_items(found, runs):
+    by_seed = [read_json(runs / "better" / f"seed{seed}" / "summary.json")["accuracy_after"] for seed in (0, 1)]
+    accuracy = fact(found.by_group[1], "accuracy")
+    assert accuracy.value == pytest.approx(sum(by_seed) / 2)
+    assert accuracy.low < accuracy.value < accuracy.high and accuracy.num_items == 120
+
+
+def test_the_gain_is_paired_with_the_one_starting_point_of_all_seeds(found, runs):
+    summaries = [read_json(runs / "better" / f"seed{seed}" / "summary.json") for seed in (0, 1)]
+    gains = [one["accuracy_after"] - one["accuracy_before"] for one in summaries]
+    assert len(found.groups[1].start()) == 1
+    assert fact(found.by_group[1], "gain").value == pytest.approx(sum(gains) / 2)
+
+
+def test_a_point_costs_time_and_tokens_and_no_price_is_made_up_without_a_gain(found):
+    better = found.by_group[1]
+    points = 100 * fact(better, "gain").value
+    assert fact(better, "seconds_per_point").value == pytest.approx(100.5 / points)
+    assert fact(better, "tokens_per_point").value == pytest.approx(10_000 / points)
+    worse = findings([found.runs.runs[0].folder.path]).by_run[0]
+    assert (worse.get("seconds_per_point") is None) == (fact(worse, "gain").value <= 0)
+
+
+def test_a_clear_difference_is_resolved_and_says_which_is_better(found):
+    (one,) = found.comparisons
+    assert (one.one, one.other, one.num_items, one.num_seeds) == ("better", "plain", 120, (2, 2))
+    assert one.difference.low > 0 and one.p is None
+    (row,) = [row for row in csv.DictReader(io.StringIO(as_csv(found))) if row["kind"] == "difference"]
+    assert float(row["value"]) == pytest.approx(one.difference.estimate) and row["against"] == "plain"
+
+
+def test_single_seeds_are_tested_by_mcnemar_and_raised_by_holm(tmp_path):
+    shares = {"a": 0.5, "b": 0.52, "c": 0.99}
+    for name, share in shares.items():
+        write_run(tmp_path / name / "seed0", accuracy=(0.5, share), size=120, config={"method": {"name": name}})
+    found = findings([tmp_path])
+    by_pair = {(one.one, one.other): one for one in found.comparisons}
+    assert len(by_pair) == 3 and all((one.adjusted_p or 0) >= (one.p or 1) for one in by_pair.values())
+    assert by_pair["c", "a"].verdict == "c is better" and by_pair["c", "a"].remark == "of one seed"
+    assert by_pair["b", "a"].verdict == "not resolved"
+    assert any(one.about == "too few seeds" and "single seed" in one.text for one in found.cautions)
+
+
+def test_an_unfinished_run_keeps_its_curves_and_loses_its_place_in_the_tables(tmp_path):
+    write_run(tmp_path / "done" / "seed0")
+    write_run(tmp_path / "done" / "seed1", seed=1, is_finished=False, steps=(0, 5))
+    found = findings([tmp_path / "done"])
+    assert [group.seeds for group in found.groups] == [(0,)] and len(found.runs.unfinished) == 1
+    assert found.runs.unfinished[0].rows
+    (left,) = left_out(found)
+    assert "unfinished or killed (it came to step 5 of 10)" in left[2]
+
+
+def test_what_is_not_a_run_is_named_and_the_report_is_made(tmp_path):
+    write_run(tmp_path / "runs" / "seed0")
+    (tmp_path / "other").mkdir()
+    found = findings([tmp_path / "other", tmp_path / "nowhere", tmp_path / "runs"])
+    assert len(found.runs.runs) == 1
+    assert ["no config.yaml" in found.left_out[0].why, "no such folder" in found.left_out[1].why] == [True, True]
+
+
+def test_without_any_run_there_is_one_line_and_no_report(tmp_path):
+    with pytest.raises(ValueError, match="not a run: it has no config.yaml"):
+        findings([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "file", ["config.yaml", "summary.json", "metrics.jsonl", "evaluation.parquet", "provenance.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"\x00\xff{[", b'"a text"'])
+def test_a_damaged_file_costs_what_was_in_it_and_no_more(tmp_path, runs, file, content):
+    shutil.copytree(runs / "plain" / "seed0", tmp_path / "whole" / "seed0")
+    shutil.copytree(runs / "better" / "seed0", tmp_path / "broken" / "seed0")
+    (tmp_path / "broken" / "seed0" / file).write_bytes(content)
+    found = findings([tmp_path])
+    assert any(run.name == "whole" for run in found.runs.runs)
+    assert as_markdown(found) and as_csv(found)
+    assert any("broken" in one.where for one in found.left_out)
+
+
+def test_a_number_that_is_none_is_a_gap_and_is_named(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines[1]["kl"] = float("nan")
+    write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    found = findings([tmp_path / "a"])
+    assert [("kl" in row) for row in found.runs.runs[0].rows] == [False, False, True]
+    (left,) = left_out(found)
+    assert left[1] == "kl at step 5" and "NaN" in left[2]
+
+
+def test_an_older_version_is_shown_as_far_as_it_goes(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0")
+    summary = read_json(run.summary)
+    write_json(run.summary, {key: value for key, value in summary.items() if key not in ("scorers", "style")})
+    found = findings([tmp_path / "a"])
+    assert fact(found.by_run[0], "accuracy").value == summary["accuracy_after"]
+    (left,) = left_out(found)
+    assert left[1] == "scorers, style" and "older version" in left[2]
+
+
+def test_other_benchmarks_and_other_items_are_not_subtracted(tmp_path):
+    write_run(tmp_path / "a" / "seed0")
+    write_run(tmp_path / "b" / "seed0", size=24, config={"method": {"name": "sft"}})
+    write_run(tmp_path / "c" / "seed0", benchmark="else", config={"benchmark": {"name": "else"}})
+    found = findings([tmp_path])
+    assert not found.comparisons
+    whys = " ".join(one.why for one in found.left_out)
+    assert "they were asked other items (24 and 40, 24 of them the same)" in whys and "other questions" in whys
+
+
+def test_a_scorer_that_a_run_does_not_have_is_named(tmp_path):
+    write_run(tmp_path / "a" / "seed0")
+    write_run(tmp_path / "b" / "seed0", scorers=("strict",), config={"method": {"name": "sft"}})
+    text = as_markdown(findings([tmp_path]))
+    assert "by the scorer reference" in text and "Not scored by it: b." in text
+
+
+def test_the_same_run_counts_once(tmp_path):
+    write_run(tmp_path / "a" / "seed0")
+    write_run(tmp_path / "copy" / "seed0")
+    found = findings([tmp_path / "a", tmp_path / "a" / "seed0", tmp_path / "copy"])
+    assert [run.name for run in found.runs.runs] == ["a"]
+    assert "counts once" in found.left_out[0].why
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "about"),
+    [
+        ("truncated_rate_after", 0.11, "truncation"),
+        ("parse_rate_after", 0.89, "parse rate"),
+        ("probe_accuracy_after", 0.1, "training against evaluation"),
+    ],
+)
+def test_a_rate_beyond_its_bound_is_a_warning(tmp_path, key, value, about):
+    run = write_run(tmp_path / "a" / "seed0", accuracy=(0.5, 0.9))
+    assert about not in {one.about for one in findings([tmp_path]).cautions}
+    write_json(run.summary, {**read_json(run.summary), key: value})
+    assert about in {one.about for one in findings([tmp_path]).cautions}
+
+
+def test_how_a_run_was_made_is_a_warning_where_it_matters(tmp_path):
+    first = write_run(tmp_path / "a" / "seed0")
+    write_run(tmp_path / "a" / "seed1", seed=1)
+    assert not {"resumed", "uncommitted code", "different code"} & {one.about for one in findings([tmp_path]).cautions}
+    record = read_json(first.provenance)
+    record["code"] = {"commit": "f" * 40, "is_dirty": True}
+    write_json(first.provenance, {**record, "resumes": [{}]})
+    assert {"resumed", "uncommitted code", "different code"} <= {one.about for one in findings([tmp_path]).cautions}
+
+
+def test_a_prompt_of_the_papers_code_is_a_warning(tmp_path):
+    model = {"name": "base", "path": "models/nano-base", "style": "instruct", "prompt": "paper"}
+    write_run(tmp_path / "a" / "seed0", config={"model": model})
+    assert "prompt" in {one.about for one in findings([tmp_path]).cautions}
+
+
+def test_markdown_keeps_names_from_being_markup(tmp_path):
+    write_run(tmp_path / "a|b<i>" / "seed0")
+    assert "a\\|b&lt;i>" in as_markdown(findings([tmp_path / "a|b<i>"]))
+
+
+def test_configurations_that_differ_are_shown_key_by_key(found):
+    assert found.differences == {"method.name": ("grpo", "grpo", "dapo", "dapo")}
+
+
+def test_reading_changes_nothing(runs):
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    read_runs([runs])
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
