@@ -118,8 +118,9 @@ def test_flips_are_counted_against_what_the_text_stated(saved):
     assert shares["stays wrong"].estimate == pytest.approx(1 - right)
     assert sum(each.estimate for each in shares.values()) == pytest.approx(1)
     assert shares["no answer stated before"].n == len(after)
-    gain = one(measurements, source="saved train", measure="flip_accuracy_gain", step=1, keywords="strict")
-    assert gain.estimate == pytest.approx(right)
+    gains = {"source": "saved train", "measure": "flip_accuracy_gain", "step": 1, "keywords": "strict"}
+    for condition in ("final answer", "final answer, readable"):
+        assert one(measurements, condition=condition, **gains).estimate == pytest.approx(right)
     # A question whose choices cannot be read has no flips, and no guessed ones.
     assert not [each for each in measurements if each.section == "flips" and each.source == "saved probe"]
 

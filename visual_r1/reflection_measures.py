@@ -259,13 +259,16 @@ def _flips(
         )
         for kind in FLIPS
     ]
-    compared = [(one, stated) for one, stated, _ in found if stated is not None]
-    if compared:
-        gain = ratio(
-            ((one.prompt, one.correct - (stated == one.solution), 1.0) for one, stated in compared), level=level
-        )
-        condition = partial(row, condition="final answer", against="answer stated before", n=len(compared))
-        measured.append(_from(partial(condition, n_counts="rollouts"), "flip_accuracy_gain", gain, "difference"))
+    stating = [(one, stated) for one, stated, _ in found if stated is not None]
+    for condition, compared in (
+        ("final answer", stating),
+        ("final answer, readable", [(one, stated) for one, stated in stating if one.choice is not None]),
+    ):
+        if compared:
+            gains = ((one.prompt, one.correct - (stated == one.solution), 1.0) for one, stated in compared)
+            here = partial(row, condition=condition, against="answer stated before", n=len(compared))
+            gain = ratio(gains, level=level)
+            measured.append(_from(partial(here, n_counts="rollouts"), "flip_accuracy_gain", gain, "difference"))
     return measured
 
 

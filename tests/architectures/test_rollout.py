@@ -24,10 +24,14 @@ def conversations(policy, examples):
     return [policy.style.messages(policy.fitted(one)) for one in examples]
 
 
-def generate(policy, examples, sampling=GREEDY, *, num_generations=1, seed=0):
+def generate(policy, examples, sampling=GREEDY, *, num_generations=1, seed=0, prefixes=None):
     with TransformersEngine(batch_size=8).serving(policy) as sampler:
         return sampler.generate(
-            conversations(policy, examples), num_generations=num_generations, sampling=sampling, seed=seed
+            conversations(policy, examples),
+            num_generations=num_generations,
+            sampling=sampling,
+            seed=seed,
+            prefixes=prefixes,
         )
 
 
@@ -72,6 +76,19 @@ def test_logps_are_those_of_a_plain_forward(narrow_policy, examples, name):
             expected = torch.log_softmax(logits, dim=-1).gather(-1, ids[0][:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(completion.logps), expected, rtol=0, atol=1e-4)
     assert groups[0][0].token_ids != groups[0][1].token_ids
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl_3b_instruct", "qwen3_vl_2b_instruct"])  # layer by layer, and whole
+def test_a_greedy_completion_cut_anywhere_has_the_same_rest(narrow_policy, examples, name):
+    policy = narrow_policy(name)
+    whole = [completion for [completion] in generate(policy, examples)]
+    cuts = (5, 2, 0)
+    continued = generate(policy, examples, prefixes=[one.token_ids[:cut] for one, cut in zip(whole, cuts, strict=True)])
+    for one, cut, [rest] in zip(whole, cuts, continued, strict=True):
+        assert one.token_ids[cut:] == rest.token_ids[: len(one.token_ids) - cut]
+        torch.testing.assert_close(
+            torch.tensor(rest.logps[: len(one.logps) - cut]), torch.tensor(one.logps[cut:]), rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -90,7 +90,7 @@ def test_what_states_an_answer(text, question, letter):
         pytest.param("The first image is closer.", CLOSER, id="the-first-of-something-else"),
         pytest.param("The answer is the third.", CLOSER, id="no-such-place"),
         pytest.param("It is not no.", YES_NO, id="denied-no"),
-        pytest.param("So it is " + "very " * 100 + "left.", WHERE, id="long"),
+        pytest.param("There are 4 circles" + " in the image" * 30, COUNT, id="long"),
     ],
 )
 def test_what_only_looks_like_it(text, question):
