@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from visual_r1.evaluation import with_blank_images
 from visual_r1.metrics.reflection_effect import thought_span
-from visual_r1.parsing import named_letter, parse_choice
+from visual_r1.parsing import parse_choice
 from visual_r1.rollout.continuing import Start, continued, tokens_before
 from visual_r1.rollout.engine import RolloutEngine, Sampling, check_context, to_rollout
 
@@ -407,11 +407,6 @@ def forced_answer(text: str, *, is_truncated: bool) -> str | None:
         return before.strip()
     line, ended, _ = text.lstrip().partition("\n")
     return None if is_truncated and not ended else line.strip()
-
-
-def letters(completed: Iterable[Completed]) -> list[str | None]:
-    """What undisturbed completions answered by themselves."""
-    return [named_letter(one.rollout) for one in completed]
 
 
 def _is_cut_off(one: Completed) -> bool:
