@@ -211,7 +211,12 @@ class TrackerConfig:
 
     name: str = MISSING
     wandb_mode: WandbMode | None = MISSING
+    tensorboard: bool = MISSING
     project: str = MISSING
+    entity: str | None = MISSING
+    tags: list[str] = MISSING
+    log_model: bool = MISSING
+    timeout_seconds: float = MISSING
 
 
 @dataclass

@@ -21,7 +21,7 @@ from visual_r1.models import Adapter, ModelSource, saved_steps
 from visual_r1.rewards.weighted import WeightedReward
 from visual_r1.rollout.engine import RolloutEngine, Sampling
 from visual_r1.run_folder import RunFolder
-from visual_r1.tracking import FanOut, JsonlTracker, Tracker, WandbTracker
+from visual_r1.tracking import FanOut, JsonlTracker, Tracker, shown_in
 
 if TYPE_CHECKING:
     from visual_r1.evaluation import Report
@@ -174,7 +174,7 @@ def run(experiment: Experiment, *, started: float | None = None) -> dict[str, An
             )
             numbers = {key: value for key, value in summary.items() if key.endswith(("_before", "_after"))}
             tracker.log({f"benchmark/{key}": value for key, value in numbers.items()}, step=num_steps)
-        _write_results(experiment.folder, before, after, summary)
+            _write_results(experiment.folder, before, after, summary)  # within, for a tracker shows them at its end
     return summary
 
 
@@ -404,20 +404,10 @@ def _write_results(folder: RunFolder, before: Report | None, after: Report, summ
 
 
 def _tracker(experiment: Experiment) -> Tracker:
-    settings = experiment.config["tracker"]
-    trackers: list[Tracker] = [JsonlTracker(experiment.folder)]
-    if settings["wandb_mode"] is not None:
-        trackers.append(
-            WandbTracker(
-                experiment.folder,
-                config=experiment.config,
-                mode=settings["wandb_mode"],
-                project=settings["project"],
-                group=experiment.name,
-                tags=[experiment.config[group]["name"] for group in ("scale", "model", "method", "reward")],
-            )
-        )
-    return FanOut(trackers)
+    record = JsonlTracker(experiment.folder)  # first: the others show what it has written
+    name, config = experiment.name, experiment.config
+    shown = shown_in(config["tracker"], experiment.folder, name=name, config=config, code=_ROOT)
+    return FanOut([record, *shown])
 
 
 def _forget_after_checkpoint(folder: RunFolder) -> None:

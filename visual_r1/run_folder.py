@@ -26,10 +26,12 @@ _SURROUNDINGS = frozenset(
     (
         *("distributed.rendezvous", "rollout.engine.url", "rollout.engine.weights_dir"),
         *("rollout.engine.timeout_seconds", "rollout.engine.kv_cache_gib", "rollout.engine.max_model_length"),
+        *("tracker.name", "tracker.wandb_mode", "tracker.tensorboard", "tracker.project", "tracker.entity"),
+        *("tracker.tags", "tracker.log_model", "tracker.timeout_seconds"),
     )
 )
-"""Settings of where a run finds others and what room they have, not of what it computes. Resumed, a run may have
-others: on another machine, or after an engine that had too little room."""
+"""Settings of where a run finds others, what room they have and where it is shown, not of what it computes. Resumed, a
+run may have others: on another machine, after an engine that had too little room, or without a tracker that hangs."""
 
 
 class RunFolderError(ValueError):
@@ -78,6 +80,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained policy in Hugging Face's layout."""
         return self.path / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files, where a run writes them."""
+        return self.path / "tensorboard"
 
     @property
     def evaluation(self) -> Path:
@@ -174,6 +181,17 @@ class RunFolder:
                     _remove_empty(made)
                 raise
 
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Keeps every other process out of a run that lies here while the block runs.
+
+        Raises:
+            RunFolderError: there is no run here, or another process is writing to it.
+        """
+        self.read_config()
+        with _lock(self.path):
+            yield
+
     def read_config(self) -> dict[str, Any]:
         """The run's resolved configuration.
 
@@ -225,7 +243,7 @@ class RunFolder:
         return bool(self.read_metrics()) or any(self.checkpoints.glob("*")) or any(path.exists() for path in results)
 
     def _remove(self) -> None:
-        for folder in (self.completions, self.checkpoints, self.path / "wandb"):
+        for folder in (self.completions, self.checkpoints, self.tensorboard, self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.config, self.provenance, self.metrics, self.path / _LOCK):
             file.unlink(missing_ok=True)
