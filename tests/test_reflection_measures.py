@@ -12,7 +12,7 @@ from visual_r1.examples import Example, Rollout
 from visual_r1.files import write_parquet
 from visual_r1.interventions import Completed, Probed, Trial
 from visual_r1.metrics.reflection import Reflection
-from visual_r1.reflection_measures import of_probed, of_saved, read_saved, schema, trial_rows
+from visual_r1.reflection_measures import of_change, of_probed, of_saved, read_saved, schema, trial_rows
 from visual_r1.reflection_record import sections, with_baselines
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import write_rollouts
@@ -211,6 +211,19 @@ def test_conditions_without_an_item_are_not_measured(measured):
     assert {each.section for each in measured} == {"rates", "within_prompt", "flips", "cut"} - {"within_prompt"}
     guessing = one(measured, condition="guessing at random")
     assert guessing.estimate == 0.5 and guessing.n == 10
+
+
+def test_a_change_is_one_on_the_items_that_both_policies_have(rollout):
+    """Before, the cut costs one item of 0 to 3 and after all of 2 to 5: on the shared two it goes from none to both."""
+    image = rollout("").example.images[0]
+    policies = []
+    for items, wrong in ((range(4), {0}), (range(2, 6), {2, 3, 4, 5})):
+        trials = [trial(names.WHOLE_REFLECTING, item, "B") for item in items]
+        trials += [trial(names.CUT, item, "A" if item in wrong else "B") for item in items]
+        policies.append(Probed(completed=(completed(0, "x", image),), trials=tuple(trials), num_without_partner=0))
+    [change] = of_change(*policies, model="after", step=3, keywords="strict", level=0.95)
+    assert (change.section, change.estimate, change.n, change.p) == ("cut", 1, 2, None)
+    assert change.condition == f"{names.WHOLE_REFLECTING} - {names.CUT}" and change.against == "the same at step 0"
 
 
 def test_items_that_all_agree_have_no_interval(rollout):

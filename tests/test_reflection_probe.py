@@ -101,6 +101,10 @@ def test_the_record_is_what_was_written(folder, record):
 def test_the_same_weights_give_the_same_numbers_before_and_after(record):
     for part in record["sections"]:
         rows = [row for row in part["rows"] if row["source"] == "probe"]
+        changes = [row for row in rows if row["against"] == "the same at step 0"]
+        assert all(row["estimate"] == 0 and row["model"] == "after" for row in changes)
+        assert bool(changes) == (part["name"] in ("cut", "forced", "early"))
+        rows = [row for row in rows if row not in changes]
         before, after = ([row for row in rows if row["model"] == name] for name in ("before", "after"))
         assert len(before) == len(after)
         for one, other in zip(before, after, strict=True):

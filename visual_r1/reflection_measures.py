@@ -160,9 +160,7 @@ def of_probed(
             unit="share",
         )
     )
-    trials: dict[str, dict[str, Trial]] = {}
-    for trial in probed.trials:
-        trials.setdefault(trial.condition, {})[trial.example_id] = trial
+    trials = _by_condition(probed)
     row = partial(common, keywords=keywords)
     names = interventions
     parts = [names.after(fraction) for fraction in fractions[:-1]]
@@ -192,6 +190,50 @@ def of_probed(
             measured += _of_pair(trials.get(one, {}), trials.get(other, {}), one, other, here, level=level)
     measured += _asked_flips(trials, partial(row, section="flips"), level=level)
     return measured
+
+
+def of_change(
+    first: Probed, later: Probed, *, model: str, step: int | None, keywords: str, level: float
+) -> list[Measurement]:
+    """How much more something does in a later policy than in the first, on the items in which both have it.
+
+    Which items have a completion that reflects, or one that does not, changes with the policy; a difference over all
+    items that each has would be one of items, too.
+    """
+    trials = [_by_condition(probed) for probed in (first, later)]
+    measured = []
+    for section, one, other in (
+        ("cut", interventions.WHOLE_REFLECTING, interventions.CUT),
+        ("forced", interventions.FORCED, interventions.WHOLE_UNREFLECTING),
+        ("early", interventions.WHOLE, None),
+    ):
+        before, after = (
+            {
+                item: trial.correct - (other is not None and each[other][item].correct)
+                for item, trial in each.get(one, {}).items()
+            }
+            for each in trials
+        )
+        row = partial(
+            Measurement,
+            section=section,
+            condition=one if other is None else f"{one} - {other}",
+            against="the same at step 0",
+            model=model,
+            source="probe",
+            step=step,
+            keywords=keywords,
+        )
+        measured += _difference(after, before, row, are_verdicts=other is None, level=level)
+    return measured
+
+
+def _by_condition(probed: Probed) -> dict[str, dict[str, Trial]]:
+    """The trials by condition and item."""
+    trials: dict[str, dict[str, Trial]] = {}
+    for trial in probed.trials:
+        trials.setdefault(trial.condition, {})[trial.example_id] = trial
+    return trials
 
 
 def _of_written(
@@ -324,23 +366,35 @@ def _of_pair(
     level: float,
 ) -> list[Measurement]:
     """One condition minus another on the items that both have."""
+    one, other = ({item: int(trial.correct) for item, trial in trials.items()} for trials in (ones, others))
+    here = partial(row, condition=condition, against=against)
+    return _difference(one, other, here, are_verdicts=True, level=level)
+
+
+def _difference(
+    ones: Mapping[str, int],
+    others: Mapping[str, int],
+    row: partial[Measurement],
+    *,
+    are_verdicts: bool,
+    level: float,
+) -> list[Measurement]:
+    """What items are worth on one side minus on the other, on those that both have; verdicts are right or wrong."""
     shared = [item for item in ones if item in others]
     if not shared:
         return []
-    one, other = ([float(trials[item].correct) for item in shared] for trials in (ones, others))
+    one, other = ([values[item] for item in shared] for values in (ones, others))
     # Where all items agree, a bootstrap has no width, which would claim certainty.
     varies = len({first - second for first, second in zip(one, other, strict=True)}) > 1
     return [
         row(
             measure="accuracy",
-            condition=condition,
-            against=against,
             estimate=fmean(one) - fmean(other),
             interval=ends(paired_difference(one, other, level=level)) if varies else None,
             n=len(shared),
             n_counts="items",
             unit="difference",
-            p=mcnemar(one, other),
+            p=mcnemar(one, other) if are_verdicts else None,
         )
     ]
 

@@ -16,7 +16,7 @@ from visual_r1.config import ConfigError, build, keyword_lists, recorded
 from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import ModelSource, saved_steps
-from visual_r1.reflection_measures import of_probed, of_saved, read_saved, schema, trial_rows
+from visual_r1.reflection_measures import of_change, of_probed, of_saved, read_saved, schema, trial_rows
 from visual_r1.reflection_record import sections, table, with_baselines
 from visual_r1.run_folder import RunFolder
 
@@ -104,6 +104,7 @@ def probe(options: Options, *, show: Callable[[str], object] = print) -> dict[st
     else:
         record["settings"] = job.description
         left_out += job.left_out
+        first: Probed | None = None
         for model in job.models:
             probed, missing = _probed(model, job, reflections[keywords["name"]])
             measured += of_probed(
@@ -115,6 +116,12 @@ def probe(options: Options, *, show: Callable[[str], object] = print) -> dict[st
                 fractions=FRACTIONS,
                 level=LEVEL,
             )
+            if model.step == 0:
+                first = probed
+            elif first is not None:
+                measured += of_change(
+                    first, probed, model=model.name, step=model.step, keywords=keywords["name"], level=LEVEL
+                )
             left_out += missing
             rows += trial_rows(probed, model=model.name)
             record["models"].append({"name": model.name, "path": model.source.path, "step": model.step})
