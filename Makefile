@@ -25,7 +25,7 @@ WITH_ENGINES := PATH="$(CURDIR)/$(ENGINES)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(C
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines lint bench gpu-check smoke clean
+.PHONY: help setup demo test test-browser test-engines lint bench gpu-check smoke clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -65,7 +65,16 @@ demo: setup ## Train the small base model by GRPO on this machine, end with a ta
 	$(OFFLINE) $(RUN) run.py model=base method=grpo
 
 test: setup ## Pass the tests
-	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines' -n $(WORKERS) --dist loadfile --timeout=600
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines and not browser' -n $(WORKERS) --dist loadfile --timeout=600
+
+$(VENV)/browser: $(READY)
+	@$(RUN) $(PIP) --quiet -e '.[dev,browser]' -c requirements.lock
+	@touch $@
+
+test-browser: $(VENV)/browser ## Open reports in a real Chromium; its screenshots go to build/screenshots
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "chromium is needed, in which the reports are opened: apt-get install chromium" >&2; exit 2; }
+	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser --timeout=300
 
 test-engines: $(ENGINES_READY) ## Pass the tests of vLLM, DeepSpeed, several processes and kills, in .venv-engines
 	$(WITH_ENGINES) $(OFFLINE) OMP_NUM_THREADS=1 $(ENGINES_RUN) -m pytest -m engines -n $(WORKERS) --dist loadfile \
