@@ -52,6 +52,7 @@ HOMES = {
 LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance"),
     *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption", "reflection_record"),
+    *("interventions", "reflection_measures", "reflection_probe"),
     *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "sweeps/", "tracking/", "dashboard", "evaluation"),
 )
 

@@ -20,7 +20,8 @@ The shape of ``reflection.json``::
             {
               "measure": "accuracy",            # what is estimated, see `Measurement.measure`
               "condition": "cut before the first reflection",
-              "against": null,                  # the condition that was subtracted; then `measure` is a difference
+              "against": null,                  # what was subtracted; then `measure` is a difference. "the same at
+                                                # step 0": on the items that both policies have
               "model": "before",                # "before", "after", a path, "step 20", or "all steps"
               "source": "probe",                # "probe": sampled anew; "saved train", "saved probe": the run's own
               "keywords": "default",
