@@ -1,17 +1,19 @@
 """What stands beside an estimate: intervals, tests between models, pass@k and maj@k, what a design can resolve.
 
-Letters: I items, S and T seeds (runs that differ in their seed alone). Items are taken as drawn one by one from all that
-could be asked; where several questions share an image they are not, and every interval here is then too narrow. No torch
-here.
+Letters: I items, S and T seeds (runs that differ in their seed alone). Items are taken as drawn one by one from all
+that could be asked; where several questions share an image they are not, and every interval here is too narrow. How
+often the intervals hold the truth is measured by ``benchmarks/coverage.py``; the table stands in docs/statistics.md.
+No torch here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import comb, isclose, sqrt
+from math import comb, inf, isclose, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,7 +49,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
         raise ValueError(f"a share of {n} items has no interval")
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} items")
-    z = ndtri((1 + _checked(level)) / 2)
+    z = _z(level)
     share = successes / n
     center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -105,8 +107,8 @@ def maj_at_k(answers: Sequence[Hashable | None], right: Hashable, k: int) -> flo
     It is the mean over all subsets of k of the n samples, drawn without replacement: 1 where the right answer has more
     votes than any other, 1/m where it shares the most votes with m - 1 others, else 0. A sample without a readable
     answer keeps its place among the k and votes for nothing; k of them are wrong. Exact, by counting the subsets.
-    Reference for the estimator: Lewkowycz et al. (arXiv 2206.14858) name it; Hoeffding, Annals of Mathematical
-    Statistics 19 (1948), for why the mean over subsets is unbiased.
+    Reference: Wang et al. (arXiv 2203.11171) for the vote; a mean over all subsets is unbiased: Hoeffding, Annals of
+    Mathematical Statistics 19 (1948) 293.
 
     Args:
         answers: of the n samples; None where none can be read. Two votes are for one answer where they are equal.
@@ -129,6 +131,7 @@ def maj_at_k(answers: Sequence[Hashable | None], right: Hashable, k: int) -> flo
 @lru_cache(maxsize=4096)
 def _maj_at_k(num_right: int, others: tuple[int, ...], num_unreadable: int, k: int) -> float:
     """As `maj_at_k`, from the number of votes for the right answer and for each of the others."""
+    subsets = comb(num_right + sum(others) + num_unreadable, k)
     total = 0.0
     for top in range(1, min(num_right, k) + 1):
         # ways[tied][size]: how to take `size` of the other samples so that nobody has more than `top` votes and `tied`
@@ -142,20 +145,18 @@ def _maj_at_k(num_right: int, others: tuple[int, ...], num_unreadable: int, k: i
                     for size in range(k - top + 1 - taken):
                         row[size + taken] += comb(count, taken) * sizes[size]
             ways = more
-        shares = sum(
-            sizes[k - top] / (tied + 1) / comb(_size(num_right, others, num_unreadable), k)
-            for tied, sizes in ways.items()
-        )
+        shares = sum(sizes[k - top] / (tied + 1) / subsets for tied, sizes in ways.items())
         total += comb(num_right, top) * shares
     return total
 
 
-def _size(num_right: int, others: tuple[int, ...], num_unreadable: int) -> int:
-    return num_right + sum(others) + num_unreadable
-
-
 def bootstrap_mean(values: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean of I values and the percentile interval of its bootstrap over items.
+
+    Values that are all 0 or 1 get two ones and two zeros more before they are resampled, so that the interval has a
+    width where all items are right or wrong (Agresti and Coull, American Statistician 52 (1998) 119); `wilson` is
+    closer and needs no draws. Values with a long tail want more items: of a log-normal with as much spread as mean, 60
+    items are too few. Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
     Args:
         values: [I], an item each.
@@ -164,11 +165,13 @@ def bootstrap_mean(values: ArrayLike, *, level: float = 0.95, resamples: int = 1
         seed: of the draws; the same seed gives the same interval.
 
     Raises:
-        ValueError: fewer than 2 items, a value that is not a finite number, or ``level`` not in (0, 1).
+        ValueError: fewer than 2 items, a value that is not a finite number, no resample, or ``level`` not in (0, 1).
     """
-    drawn = _resampled_means(_vector(values), resamples=resamples, seed=seed)
-    low, high = np.quantile(drawn, [(1 - _checked(level)) / 2, (1 + level) / 2])
-    return Interval(float(np.mean(np.asarray(values, dtype=float))), float(low), float(high))
+    items = _vector(values)
+    kinds, counts = np.unique(items, return_counts=True)
+    if np.isin(kinds, (0, 1)).all():
+        kinds, counts = np.array([0.0, 1.0]), np.array([np.sum(items == 0), np.sum(items == 1)]) + 2
+    return _percentiles(float(items.mean()), kinds, counts, level=level, resamples=resamples, seed=seed)
 
 
 def paired_difference(
@@ -176,19 +179,28 @@ def paired_difference(
 ) -> Interval:
     """How far the mean of one model lies above another's on the same items, by a bootstrap of the pairs.
 
+    It is about these two models, not about the methods that made them: another seed would make others. Where all
+    values are 0 or 1, half a pair of each of the four kinds is added before the pairs are resampled, so that the
+    interval has a width where no pair differs (Agresti and Min, Statistics in Medicine 24 (2005) 729).
+
     Args:
         one: [I], an item each.
         other: [I], the same items in the same order.
         level: of confidence, in (0, 1).
         resamples: how many means of I pairs, drawn with replacement, are taken.
-        seed: of the draws.
+        seed: of the draws; the same seed gives the same interval.
 
     Raises:
         ValueError: as `bootstrap_mean`, or the two have not the same number of items.
     """
     first, second = _vector(one), _vector(other)
     _check_pairs(first.size, second.size)
-    return bootstrap_mean(first - second, level=level, resamples=resamples, seed=seed)
+    differences = first - second
+    kinds, counts = np.unique(differences, return_counts=True)
+    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+        kinds = np.array([-1.0, 0.0, 1.0])
+        counts = np.array([np.sum(differences == kind) for kind in kinds]) + (0.5, 1.0, 0.5)
+    return _percentiles(float(differences.mean()), kinds, counts, level=level, resamples=resamples, seed=seed)
 
 
 def mcnemar(one: ArrayLike, other: ArrayLike) -> float:
@@ -232,60 +244,79 @@ def holm(p_values: Iterable[float]) -> list[float]:
 def mean_over_seeds(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """The mean over S seeds and I items, and an interval for what other seeds and other items would give.
 
-    With one seed the interval is over items only and says nothing about seeds: ``accounts_for_seeds`` is False.
+    A hierarchical bootstrap over seeds and items, with endless resamples: of a mean, its variance is a formula, and
+    nothing is drawn. Taken as it is, that bootstrap is wrong for few seeds. Of a seed's, an item's and their
+    remainder's deviations (a, b, e) it adds up sum a^2 / S^2 + sum b^2 / I^2 + sum e^2 / (S I)^2 (Owen, Annals of
+    Applied Statistics 1 (2007) 386); the first is too small by (S - 1) / S, the remainder is in it three times, and the
+    quantiles of three resampled seeds are far too near. Here each sum is divided by its degrees of freedom, the
+    remainder is counted once, and t's quantile stands for the percentiles. Its degrees are those of the seeds, S - 1,
+    divided by their share in the variance: S - 1 where all uncertainty is of the seeds, endless where none is.
+    Satterthwaite's, which divide by the squared share, cover less with 3 seeds: both were measured.
+
+    Values that all lie in [0, 1] are shares: Wilson's interval of as many items as would be that uncertain, which stays
+    in [0, 1] and has a width at both ends (Dean and Pagano, Journal of Survey Statistics and Methodology 3 (2015) 484).
+    Where all are 0 or all are 1 the items count once, however many seeds have answered them.
+
+    With one seed the interval is over items only and says nothing about seeds: ``accounts_for_seeds`` is False. With
+    two seeds nobody can say 95 %: measured, 90 to 98 %.
 
     Args:
-        values: [S, I], the same items in the same order for every seed. Values that all lie in [0, 1] are taken as
-            shares, whose interval stays there.
+        values: [S, I], the same items in the same order for every seed.
         level: of confidence, in (0, 1).
 
     Raises:
         ValueError: not a table of S >= 1 rows of I >= 2 finite numbers, or ``level`` not in (0, 1).
     """
     table = _table(values)
-    half = _half_width(_spread(table), level)
-    mean = float(table.mean())
-    accounts = len(table) > 1
+    num_seeds, num_items = table.shape
+    mean, half = float(table.mean()), _half_width(_variance(table), level)
     if table.min() < 0 or table.max() > 1:
-        return Interval(mean, mean - half, mean + half, accounts)
-    low, high = _share_ends(mean, half, num_items=table.shape[1], level=level)
-    return Interval(mean, low, high, accounts)
+        return Interval(mean, mean - half, mean + half, num_seeds > 1)
+    spread = mean * (1 - mean) * num_items / (num_items - 1)
+    # z^2 / n of Wilson's formula, where n items would be as uncertain.
+    ratio = half**2 / spread if half and spread else _z(level) ** 2 / num_items
+    center = (mean + ratio / 2) / (1 + ratio)
+    reach = sqrt(ratio * mean * (1 - mean) + ratio**2 / 4) / (1 + ratio)
+    return Interval(mean, min(mean, max(0.0, center - reach)), max(mean, min(1.0, center + reach)), num_seeds > 1)
 
 
 def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = False, level: float = 0.95) -> Interval:
     """How far one method's mean lies above another's on the same items, over S seeds of one and T of the other.
 
+    As `mean_over_seeds`, with the seeds' variances of both sides added and their degrees of freedom taken together by
+    Welch's formula (Biometrika 34 (1947) 28). Items that are hard for both sides cancel. Where all values are 0 or 1,
+    half a pair of each kind is added to the items' variance, as in `paired_difference`.
+
     Args:
         ones: [S, I].
-        others: [T, I], the same items in the same order. T may be 1, as of an untrained starting point: then the
-            interval takes that one for granted and accounts for the seeds of the other side only.
-        paired: whether row s of both sides belongs together, as a run and what it started from; S is T then.
+        others: [T, I], the same items in the same order. T may be 1, as of an untrained starting point: the interval
+            takes that one for granted and accounts for the seeds of the other side only.
+        paired: whether row s of both sides belongs together, as a run and the one that it started from; S is T then.
         level: of confidence, in (0, 1).
 
     Raises:
-        ValueError: as `mean_over_seeds`, or other items, or ``paired`` with S not T.
+        ValueError: as `mean_over_seeds`, or other items, or ``paired`` and S is not T.
     """
     first, second = _table(ones), _table(others)
     _check_pairs(first.shape[1], second.shape[1])
     if paired and len(first) != len(second):
         raise ValueError(f"paired seeds, but {len(first)} on one side and {len(second)} on the other")
-    if paired:
-        spread = _spread(first - second)
-    else:
-        spread = _spread(first, second)
-    mean = float(first.mean() - second.mean())
-    half = _half_width(spread, level)
-    return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half), max(len(first), len(second)) > 1)
+    variance = _variance(first - second) if paired else _variance(first, second)
+    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+        variance = replace(variance, items=variance.items + 1 / (first.shape[1] + 2) ** 2)
+    estimate, half = float(first.mean() - second.mean()), _half_width(variance, level)
+    return Interval(estimate, estimate - half, estimate + half, max(len(first), len(second)) > 1)
 
 
 def curve_band(values: ArrayLike, level: float = 0.95) -> list[Interval]:
     """The mean over seeds at each step of a curve, with the t-interval over seeds of that step alone.
 
-    It says where the mean of many seeds would lie, and nothing about items: each seed's point counts as one number.
+    It holds the mean of endlessly many seeds on these very items, at one step with probability ``level``, not at all
+    steps together.
 
     Args:
         values: [S, steps].
-        level: of confidence, in (0, 1), at one step, not for all steps together.
+        level: of confidence, in (0, 1).
 
     Raises:
         ValueError: fewer than two seeds, not a table of finite numbers, or ``level`` not in (0, 1).
@@ -293,7 +324,7 @@ def curve_band(values: ArrayLike, level: float = 0.95) -> list[Interval]:
     table = _table(values, least=1)
     num_seeds = len(table)
     if num_seeds < 2:
-        raise ValueError("a band over seeds needs two seeds, got 1")
+        raise ValueError("one seed has no band: a band over seeds needs two of them or more")
     halves = stdtrit(num_seeds - 1, (1 + _checked(level)) / 2) * table.std(axis=0, ddof=1) / sqrt(num_seeds)
     return [
         Interval(float(mean), float(mean - half), float(mean + half), True)
@@ -305,127 +336,152 @@ def minimum_difference(
     *,
     num_items: int,
     num_seeds: int,
-    accuracy: float = 0.5,
+    accuracy: float,
     seed_sd: float = 0.0,
     correlation: float = 0.0,
     is_paired: bool = True,
     power: float = 0.8,
     level: float = 0.95,
 ) -> float:
-    """The smallest true difference of two accuracies that a design finds with the given power.
+    """The smallest true difference of two methods' accuracies that a design finds with the given power, as a share.
+
+    ``num_seeds`` runs of each method answer ``num_items`` items. The difference of the two means has the variance
+    2 (seed_sd^2 + (1 - r) v / I) / S, and 2 r v / I more where the items are not the same, with v = accuracy
+    (1 - accuracy) and r the correlation. It is found where `difference_over_seeds` does not hold 0: the noncentrality
+    at which t's tail is the power, with the degrees of freedom that Welch's formula finds there, which are S / (S + 1)
+    of the 2 (S - 1) that two equal spreads have (the mean of its denominator over S seeds). One seed of each cannot
+    know how much seeds differ; for it, ``seed_sd`` is taken as known, and with ``seed_sd=0`` the answer is about the
+    two models and not about the methods.
+
+    Reference: Miller (arXiv 2411.00640), section 5, for items; Colas et al. (arXiv 1806.08295) for seeds and t; for
+    the noncentral t, Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), section 2.5.
 
     Args:
-        num_items: asked of every run.
-        num_seeds: runs of each of the two methods.
-        accuracy: about which the two lie.
-        seed_sd: standard deviation of the accuracy between seeds on endlessly many items, as a share (0.01 is a point).
-        correlation: of two runs' verdicts on the same item.
-        is_paired: whether both methods are asked the same items.
-        power: probability of finding it.
-        level: of the interval that must not hold 0.
+        num_items: I, asked of every run.
+        num_seeds: S, runs of each of the two methods.
+        accuracy: about which the two lie, in (0, 1).
+        seed_sd: standard deviation of a method's accuracy between seeds, on endlessly many items, as a share. 0 is the
+            best case: seeds that do not matter.
+        correlation: of two runs' verdicts on the same item, in [0, 1), of one method or of both. 0 is the worst case
+            where the items are paired.
+        is_paired: whether both methods are asked the same items, and compared item by item. A published accuracy has
+            no items to compare by.
+        power: probability of finding a difference of that size, in (0, 1).
+        level: of the interval that must not hold 0, in (0, 1).
 
     Raises:
         ValueError: a number out of its range.
     """
     if num_items < 2 or num_seeds < 1:
-        raise ValueError(f"{num_items} items and {num_seeds} seeds are no design")
-    if not 0 < accuracy < 1 or seed_sd < 0 or not 0 <= correlation < 1 or not 0 < power < 1:
-        raise ValueError("accuracy and power are in (0, 1), correlation in [0, 1), seed_sd is not negative")
-    spread = accuracy * (1 - accuracy)
-    seeds = 2 * (seed_sd**2 + (1 - correlation) * spread / num_items) / num_seeds
-    items = 0.0 if is_paired else 2 * correlation * spread / num_items
+        raise ValueError(f"{num_items} items and {num_seeds} seeds: at least 2 items and 1 seed can be compared")
+    ranges = {"accuracy": 0 < accuracy < 1, "correlation": 0 <= correlation < 1, "seed_sd": 0 <= seed_sd < 1}
+    if wrong := [name for name, holds in (ranges | {"power": _checked(level) / 2 < power < 1}).items() if not holds]:
+        wanted = "accuracy in (0, 1), correlation and seed_sd in [0, 1), power under 1 and over half the level"
+        raise ValueError(f"{' and '.join(wrong)} out of range: {wanted}")
+    v = accuracy * (1 - accuracy)
+    seeds = 2 * (seed_sd**2 + (1 - correlation) * v / num_items) / num_seeds
+    items = 0.0 if is_paired else 2 * correlation * v / num_items
     error = sqrt(seeds + items)
     if num_seeds == 1:
-        return float(ndtri((1 + _checked(level)) / 2) + ndtri(power)) * error
-    degrees = 2 * (num_seeds - 1) * (seeds + items) / seeds
-    quantile = stdtrit(degrees, (1 + _checked(level)) / 2)
-    return error * brentq(lambda ncp: 1 - nctdtr(degrees, ncp, quantile) - power, 0.0, quantile + 20.0)
+        return (_z(level) + float(ndtri(power))) * error
+    degrees = 2 * (num_seeds - 1) * num_seeds / (num_seeds + 1) * (seeds + items) / seeds
+    edge = float(stdtrit(degrees, (1 + level) / 2))
+    return error * float(brentq(lambda shift: 1 - nctdtr(degrees, shift, edge) - power, 0.0, 10 * edge))
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """The variance of a mean, in two parts."""
+class _Variance:
+    """Of a mean over seeds and items: what comes of seeds, with the remainder, and what of items alone."""
 
     seeds: float
-    items: float
     degrees: float
+    """Of freedom, of the seeds' part."""
+    items: float
 
 
-def _spread(table: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> _Spread:
-    seeds = residual = weight = 0.0
-    mean = np.zeros(table.shape[1])
-    for side, sign in ((table, 1), (other, -1)):
-        if side is None:
+def _variance(one: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> _Variance:
+    """Of the mean of one table, or of the difference of two with the same items."""
+    tables = [one] if other is None else [one, other]
+    by_item = one.mean(axis=0) if other is None else one.mean(axis=0) - other.mean(axis=0)
+    items = by_item.var(ddof=1) / by_item.size
+    seeds = squares = 0.0
+    for table in tables:
+        num_seeds, num_items = table.shape
+        if num_seeds == 1:
             continue
-        num_seeds, num_items = side.shape
-        by_item = side.mean(axis=0)
-        mean = mean + sign * by_item
-        if num_seeds > 1:
-            part = float(side.mean(axis=1).var(ddof=1)) / num_seeds
-            seeds += part
-            weight += part**2 / (num_seeds - 1)
-            left = side - by_item - side.mean(axis=1, keepdims=True) + side.mean()
-            residual += float((left**2).sum()) / ((num_seeds - 1) * (num_items - 1)) / (num_seeds * num_items)
-    items = float(mean.var(ddof=1)) / mean.size
-    return _Spread(seeds, max(items - residual, 0.0), seeds**2 / weight if weight else 1.0)
+        part = table.mean(axis=1).var(ddof=1) / num_seeds
+        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        # The remainder of seed and item is in the seeds' part, too, where it belongs to fewer degrees of freedom.
+        items -= (rest**2).sum() / ((num_seeds - 1) * (num_items - 1)) / table.size
+        seeds += part
+        squares += part**2 / (num_seeds - 1)
+    return _Variance(float(seeds), float(seeds**2 / squares) if squares else inf, max(0.0, float(items)))
 
 
-def _half_width(spread: _Spread, level: float) -> float:
-    variance = spread.seeds + spread.items
-    if variance == 0:
-        return 0.0
-    degrees = min(spread.degrees * variance / spread.seeds, 1e6) if spread.seeds else 1e6
-    return float(stdtrit(degrees, (1 + _checked(level)) / 2)) * sqrt(variance)
+def _half_width(variance: _Variance, level: float) -> float:
+    total = variance.seeds + variance.items
+    if not variance.seeds:
+        return _z(level) * sqrt(total)
+    return float(stdtrit(variance.degrees * total / variance.seeds, (1 + _checked(level)) / 2)) * sqrt(total)
 
 
-def _share_ends(mean: float, half: float, *, num_items: int, level: float) -> tuple[float, float]:
-    """Wilson's ends for as many items as would give this half width."""
-    spread = mean * (1 - mean)
-    # z^2 over the number of items that would do.
-    ratio = half**2 / spread if half and spread else float(ndtri((1 + _checked(level)) / 2)) ** 2 / num_items
-    center = (mean + ratio / 2) / (1 + ratio)
-    reach = sqrt(ratio * spread + ratio**2 / 4) / (1 + ratio)
-    return min(mean, max(0.0, center - reach)), max(mean, min(1.0, center + reach))
-
-
-def _resampled_means(values: NDArray[np.float64], *, resamples: int, seed: int) -> NDArray[np.float64]:
-    """[resamples]: means of as many values, drawn with replacement."""
-    kinds, counts = np.unique(values, return_counts=True)
-    rng = np.random.default_rng(seed)
-    step = max(1, 10_000_000 // kinds.size)
-    parts = [
-        rng.multinomial(values.size, counts / values.size, size=min(step, resamples - start)) @ kinds
-        for start in range(0, resamples, step)
+def _percentiles(
+    estimate: float,
+    kinds: NDArray[np.float64],
+    counts: NDArray[Any],
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """The ends between which the means of samples lie, drawn with replacement from so many values of each kind."""
+    ends = [(1 - _checked(level)) / 2, (1 + level) / 2]
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: at least one is needed")
+    generator = np.random.default_rng(seed)
+    size = counts.sum()
+    # In parts, for the memory: many kinds are as many columns.
+    part = max(1, 4_000_000 // kinds.size)
+    means = [
+        generator.multinomial(round(size), counts / size, size=min(part, resamples - start)) @ kinds / round(size)
+        for start in range(0, resamples, part)
     ]
-    return np.concatenate(parts) / values.size
+    low, high = np.quantile(np.concatenate(means), ends)
+    return Interval(estimate, min(estimate, float(low)), max(estimate, float(high)))
+
+
+def _z(level: float) -> float:
+    return float(ndtri((1 + _checked(level)) / 2))
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        numbers = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError("rows of different lengths, or something that is not a number, among the values") from None
+    if bad := int((~np.isfinite(numbers)).sum()):
+        raise ValueError(f"{bad} of {numbers.size} values are not finite numbers")
+    return numbers
 
 
 def _table(values: ArrayLike, *, least: int = 2) -> NDArray[np.float64]:
-    try:
-        table = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError("the seeds have not the same number of items, or hold something that is no number") from None
+    table = _numbers(values)
     if table.ndim != 2 or not len(table) or table.shape[1] < least:
-        raise ValueError(f"expected a table of seeds by items (at least {least} items), got the shape {table.shape}")
-    if not np.isfinite(table).all():
-        raise ValueError(f"{int((~np.isfinite(table)).sum())} of {table.size} values are not finite numbers")
+        raise ValueError(f"expected [seeds, items] with 1 seed and {least} items or more, got the shape {table.shape}")
     return table
 
 
 def _vector(values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        vector = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError("the items hold something that is no number") from None
-    if vector.ndim != 1:
-        raise ValueError(f"expected a value an item, got the shape {vector.shape}")
-    return _table(vector[None])[0]
+    vector = _numbers(values)
+    if vector.ndim != 1 or vector.size < 2:
+        raise ValueError(f"expected [items] with 2 items or more, got the shape {vector.shape}")
+    return vector
 
 
 def _verdicts(values: ArrayLike) -> NDArray[np.float64]:
-    verdicts = np.asarray(values, dtype=float)
+    verdicts = _numbers(values)
     if verdicts.ndim != 1 or not verdicts.size or not np.isin(verdicts, (0, 1)).all():
-        raise ValueError("expected 0 or 1 an item, and one item at least")
+        raise ValueError("expected a verdict an item, 0 or 1, and one item at least")
     return verdicts
 
 
