@@ -30,7 +30,7 @@ LAYERS = (
     {"memory", "models", "rollout", "tracking"},
     {"evaluation", "interventions", "methods", "probe", "reflection_measures", "report", "update_timing"},
     {"config"},
-    {"experiment", "reflection_probe", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
+    {"dashboard", "experiment", "reflection_probe", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
 )
 
 # The one place that may know each library, so that replacing it is one change.

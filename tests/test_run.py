@@ -198,15 +198,30 @@ def test_sampled_rollouts_are_kept(grpo):
     assert curves["completions/mean_length"] == pytest.approx(sum(row["num_tokens"] for row in rows[4:]) / 8)
 
 
-def test_wandb_has_the_numbers_of_the_record(grpo):
-    [file] = grpo.folder.path.glob("wandb/**/*.wandb")
+def wandb_record(run):
+    """What W&B's only file of a run holds, which must be the record's rows, every value of them and no other."""
+    [file] = run.folder.path.glob("wandb/offline-run-*/*.wandb")
     record = read_offline_wandb(file)
-    assert record.is_complete and record.group == "base-grpo" and "grpo" in record.tags
-    shown = {int(row["step"]): row for row in record.history}
-    for row in grpo.metrics:
-        for key, value in row.items():
-            assert shown[row["step"]].get(key) == value, (row["step"], key)
-    assert {"rollouts/train", "rollouts/probe"} <= shown[2].keys()
+    rows = [{key: value for key, value in row.items() if key[0] != "_"} for row in record.history]
+    tables = {(row["step"], key) for row in rows for key in [*row] if key.startswith("rollouts/") and row.pop(key)}
+    assert rows == [{key: value for key, value in row.items() if value is not None} for row in run.metrics]
+    sampled = {"train": (1, 2, 4), "probe": (0, 2, 4, 5)}
+    assert tables == {(step, f"rollouts/{source}") for source, steps in sampled.items() for step in steps}
+    assert record.is_complete
+    return record
+
+
+def test_wandb_has_the_numbers_of_the_record(grpo):
+    record = wandb_record(grpo)
+    assert (record.group, record.job_type) == ("base-grpo", "grpo")
+    assert record.tags == ("laptop", "base", "grpo", "accuracy_format")
+    assert record.config["provenance"]["code"]["commit"] == grpo.summary["commit"]
+    assert record.summary["benchmark/accuracy/strict"] == grpo.summary["accuracy_after"]
+    assert record.summary["benchmark/accuracy_before/reference/Depth/low"] >= 0
+    assert {"summary.json", "evaluation.parquet", "metrics.jsonl", "figure.png"} <= record.artifacts[
+        "base-grpo-seed0-results"
+    ]
+    assert "visual_r1/experiment.py" in record.artifacts["base-grpo-seed0-code"]
 
 
 def test_the_same_command_gives_the_same_numbers(grpo, place):
@@ -247,6 +262,7 @@ def test_a_killed_run_typed_again_ends_with_the_same_numbers(grpo, place):
         assert resumed.summary[name] == grpo.summary[name]
     ours, theirs = (pyarrow.parquet.read_table(one.folder.completions_at(4)).to_pylist() for one in (resumed, grpo))
     assert ours == theirs
+    wandb_record(resumed)
 
 
 @pytest.mark.parametrize("lost", ["model", "evaluation"])

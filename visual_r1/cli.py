@@ -99,6 +99,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("html", "md", "csv"), help="default: by the file's ending, or html")
     report.set_defaults(command=_report)
 
+    track = commands.add_parser("track", help="show runs in W&B or TensorBoard from their record")
+    track.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder: runs/NAME/seed0")
+    track.add_argument("--tracker", default="offline", help="as run.py takes it: wandb (default: %(default)s)")
+    track.add_argument("--project", help="of W&B (default: that of conf/tracker)")
+    track.add_argument("--entity", help="W&B's user or team (default: your own)")
+    track.set_defaults(command=_track)
+
+    dashboard = commands.add_parser("dashboard", help="make the W&B workspace of all curves, or bring it up to date")
+    dashboard.add_argument("--project", default="visual-r1", help="default: %(default)s")
+    dashboard.add_argument("--entity", help="W&B's user or team (default: your own)")
+    dashboard.add_argument("--name", default="aha moment", help="of the workspace (default: %(default)s)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print the panels; needs no network and no key")
+    dashboard.set_defaults(command=_dashboard)
+
     score = commands.add_parser("score", help="score responses made elsewhere, as a run scores its own")
     score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as run.py takes them: benchmark.path=FOLDER")
     score.add_argument(
@@ -250,6 +264,38 @@ def _report(options: argparse.Namespace) -> None:
         examples_of=lambda node: build(recorded(node)),
     )
     print(text if out is None else f"{out}: {len(text.encode()) / 1e6:.1f} MB")
+
+
+def _track(options: argparse.Namespace) -> int:
+    from visual_r1.config import ConfigError, compose_config, resolve_unchecked
+    from visual_r1.run_folder import RunFolder
+    from visual_r1.tracking import shown_in
+
+    settings = resolve_unchecked(compose_config([f"tracker={options.tracker}"]))["tracker"]
+    given = {"project": options.project, "entity": options.entity}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    failed = False
+    for folder in map(RunFolder, options.runs):
+        with folder.held():
+            trackers = shown_in(settings, folder, name=folder.path.resolve().parent.name, config=folder.read_config())
+            if not trackers:
+                raise ConfigError(f"--tracker {options.tracker}: shows nothing; expected offline, wandb or tensorboard")
+            for tracker in trackers:
+                tracker.finish()
+                failed |= tracker.has_failed
+                if not tracker.has_failed:
+                    print(f"{folder.path}: shown in {tracker.service}")
+    return 1 if failed else 0
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from visual_r1.dashboard import lines, save
+
+    if options.dry_run:
+        print(f"workspace {options.name!r} of project {options.project}, against the step, runs grouped by name")
+        print("\n".join(lines()))
+    else:
+        print(save(project=options.project, entity=options.entity, name=options.name))
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.processes import COMMON, RUN, STEPS, ended, run, start, untimed, with_torchrun
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
+from visual_r1.tracking import read_offline_wandb
 
 # Batches of two, so that each of two processes has one, and drawn, so that a batch with another's seed would show.
 EVALUATION = (*COMMON, "method=eval", "scale.rollout_batch_size=2", "benchmark.temperature=1.0", "name=run")
@@ -120,7 +121,7 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(whole, tmp_p
     (tmp_path / "user_reward.py").write_text(USER_REWARD)
     (tmp_path / "die").touch()
     chosen = (f"distributed={distributed}", "distributed.num_processes=2")
-    command = [*TRAINING, *REWARD, f"model.path={checkpoint('base')}", *chosen]
+    command = [*TRAINING, *REWARD, f"model.path={checkpoint('base')}", *chosen, "tracker.wandb_mode=offline"]
     killed = run(tmp_path, *command)
     assert killed.returncode == 1
     assert killed.stderr.endswith(
@@ -134,6 +135,10 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(whole, tmp_p
     assert resumed.stdout.count("figure: ") == 1
     assert len(read_json(folder.provenance)["resumes"]) == 1
     assert [row["step"] for row in folder.read_metrics()] == list(range(STEPS + 1))
+    [file] = folder.path.glob("wandb/**/*.wandb")  # of rank 0, and of both starts
+    history = read_offline_wandb(file).history
+    rows = [{key: value for key, value in row.items() if key[0] != "_" and "rollouts/" not in key} for row in history]
+    assert rows == [{key: value for key, value in row.items() if value is not None} for row in folder.read_metrics()]
     if distributed == "ddp":
         assert curves(tmp_path) == curves(whole) and answers(tmp_path) == answers(whole)
 

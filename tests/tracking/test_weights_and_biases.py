@@ -196,11 +196,10 @@ os.kill(os.getpid(), 9)
 
 
 def run_script(script, *arguments, **environment):
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not this process's service
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=ROOT,
-        env={**own, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -81,6 +81,11 @@ class BackgroundTracker(Context, ABC):
     def abandon(self) -> None:
         """Frees this process of a service that does not answer; called while another call is under way."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the service was given up; a warning has said why."""
+        return self._is_off
+
     def log(self, values: Mapping[str, SupportsFloat | None], *, step: int) -> None:
         self._begin(step)
 

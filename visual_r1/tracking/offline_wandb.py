@@ -15,6 +15,7 @@ class WandbRecord:
     """What an offline wandb run has written."""
 
     run_id: str = ""
+    project: str = ""
     name: str = ""
     group: str = ""
     job_type: str = ""
@@ -61,6 +62,7 @@ def read_offline_wandb(path: Path) -> WandbRecord:
                 run = message.run
                 record = {
                     "run_id": run.run_id,
+                    "project": run.project,
                     "name": run.display_name,
                     "group": run.run_group,
                     "job_type": run.job_type,

@@ -109,6 +109,8 @@ class WandbTracker(BackgroundTracker):
         import wandb
 
         mode = os.environ.get("WANDB_MODE", self._mode) if self._mode == "online" else self._mode
+        # A parent's service would keep this run's id for itself when this process is killed.
+        os.environ.pop("WANDB_SERVICE", None)
         if not self._keeps_data_dir:
             os.environ[_DATA_DIR] = str(self._home.resolve())
         if mode == "online":
