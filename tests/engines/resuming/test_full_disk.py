@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.engines.resuming.conftest import assert_same
+from tests.tracking.test_weights_and_biases import train
 from visual_r1.run_folder import RunFolder, whole_checkpoints
+from visual_r1.tracking import FanOut, JsonlTracker, WandbTracker
 
 
 @contextmanager
@@ -91,3 +93,15 @@ def test_what_cannot_fit_is_not_begun(place):
         assert code == 1, process.log.read_text()
         assert "MB free, but 2 checkpoints and the model take at least 17" in error_of(process)
         assert not process.started_at() and not list(disk.iterdir())
+
+
+def test_a_full_disk_of_wandb_alone_stops_nothing(tmp_path, caplog):
+    folder = RunFolder(tmp_path / "seed0")
+    with small_disk(folder.path / "wandb", megabytes=1) as disk:
+        with FanOut([JsonlTracker(folder), WandbTracker(folder, config={}, timeout_seconds=10.0)]) as tracker:
+            train(tracker, range(2))
+            fill(disk)
+            train(tracker, range(2, 300))
+        assert len(folder.read_metrics()) == 300
+        [warning] = [record.message for record in caplog.records if record.name.startswith("visual_r1")]
+        assert "No space left on device" in warning and "the run goes on without it" in warning
