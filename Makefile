@@ -61,8 +61,9 @@ $(ENGINES_READY): pyproject.toml requirements-engines.lock tools/cure_torchvisio
 	@$(WITH_ENGINES) DS_ACCELERATOR=cpu $(ENGINES_RUN) -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >/dev/null
 	@touch $@
 
-demo: setup ## Train the small base model by GRPO on this machine, end with a table and a figure
+demo: setup ## Train the small base model by GRPO on this machine, end with a table, a figure and a report
 	$(OFFLINE) $(RUN) run.py model=base method=grpo
+	@$(OFFLINE) $(RUN) -m visual_r1.cli report runs/base-grpo -o runs/base-grpo/report.html
 
 test: setup ## Pass the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'not engines and not browser' -n $(WORKERS) --dist loadfile --timeout=600

@@ -39,6 +39,11 @@ def test_a_single_seed_has_a_band_over_items_where_it_is_a_share_and_else_none()
     assert curve_over_seeds([[], []]) is None
 
 
+def test_the_band_of_a_share_stays_one():
+    curve = curve_over_seeds([line(0.1, 1.0), line(0.3, 0.8)], is_share=True)
+    assert curve is not None and curve["low"][0] == 0.0 and curve["high"][1] == 1.0
+
+
 def test_a_long_curve_is_averaged_over_neighbours():
     curve = curve_over_seeds([line(*range(10 * MAX_POINTS + 1))])
     assert curve is not None and len(curve["steps"]) <= MAX_POINTS and curve["width"] == 11

@@ -10,7 +10,6 @@ from PIL import Image
 
 from tests.finished_runs import write_run
 from visual_r1.config import build, recorded
-from visual_r1.datasets.spatial import Spatial
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.report import rollouts
 from visual_r1.report.rollouts import browse, pieces, read_sampled, thumbnail
@@ -88,7 +87,8 @@ def test_what_is_too_much_is_thinned_evenly_and_said(tmp_path, monkeypatch):
 
 
 def test_a_thumbnail_is_small_and_a_drawing_stays_sharp():
-    drawing = Spatial(split="probe", size=1)[0].images[0]
+    drawing = Image.new("RGB", (112, 112), "white")
+    drawing.paste("red", (20, 20, 61, 61))
     kind, _, data = thumbnail(drawing).partition(";base64,")
     assert kind == "data:image/webp" and Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == drawing.tobytes()
     photo = Image.effect_noise((1600, 800), 80)

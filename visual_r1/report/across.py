@@ -141,12 +141,13 @@ def drawn(
     entries = entries_of(found.groups, found.runs.unfinished)
     charts = charts_for(runs, keyword_lists)
     curves: dict[str, list[dict[str, Any] | None]] = {}
-    for key, is_share in _keys(charts).items():
+    for key, (is_share, is_of_all) in _keys(charts).items():
         curves[key] = [
             curve_over_seeds(
                 [derived[run.folder.path].get(key) or _line(run, key) for run in entry.runs],
+                is_share=is_share,
                 num_items=_num_probed(sampled[entry.runs[0].folder.path])
-                if is_share and key.startswith("probe/")
+                if is_of_all and key.startswith("probe/")
                 else None,
             )
             for entry in entries
@@ -161,8 +162,8 @@ def drawn(
     )
 
 
-def _keys(charts: Sequence[Chart]) -> dict[str, bool]:
-    """Keys of all curves, and whether it is a share of completions."""
+def _keys(charts: Sequence[Chart]) -> dict[str, tuple[bool, bool]]:
+    """Keys of all curves: whether it is a share, and one of all completions."""
     keys = {
         key: chart.unit == "%"
         for chart in charts
@@ -172,7 +173,7 @@ def _keys(charts: Sequence[Chart]) -> dict[str, bool]:
         if key is not None
     }
     # A share of the right or of the wrong ones alone: how many these were is not on record.
-    return {key: is_share and "correct" not in key for key, is_share in keys.items()}
+    return {key: (is_share, is_share and "correct" not in key) for key, is_share in keys.items()}
 
 
 def _line(run: Run, key: str) -> list[tuple[int, float]]:

@@ -2,15 +2,13 @@
 const browsing = { run: 0, step: 0, source: "p", limit: 12 };
 let rollouts = null;
 
-const answerOf = (row) => row.c || "no answer";
-
 function textOf(row) {
   return element("p", { class: "text" }, ...row.p.map(([kind, text]) =>
     kind.endsWith("r") ? element("span", { class: kind[0] }, element("mark", {}, text)) : element("span", { class: kind }, text)));
 }
 
 function factsOf(row, extra = "") {
-  const facts = [element("b", { class: row.ok ? "good" : "bad" }, row.ok ? "✓ right" : "✗ wrong"), `answer ${answerOf(row)}`, `${row.n} tokens`];
+  const facts = [element("b", { class: row.ok ? "good" : "bad" }, row.ok ? "✓ right" : "✗ wrong"), row.c ? `answer ${row.c}` : "no readable answer", `${row.n} tokens`];
   if (row.k) facts.push(`${row.k} reflecting phrase${row.k > 1 ? "s" : ""}`);
   if (row.cut) facts.push("cut at the limit");
   if (row.ch) facts.push("changed since the visit before");

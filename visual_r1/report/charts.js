@@ -3,6 +3,10 @@ const state = { source: "probe", smoothing: 1, seeds: false, choice: {} };
 const dashes = { solid: "solid", dash: "dash", dot: "dot" };
 const symbols = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"];
 
+// The same marks in the legend.
+const marks = ["M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M13.5 2.5h7v7h-7z", "M17 1.5l4.5 4.5l-4.5 4.5l-4.5-4.5z", "M17 2l4.2 7.5h-8.4z", "M15.6 2h2.8v2.6H21v2.8h-2.6V10h-2.8V7.400H13V4.600h2.600z",
+  "M14 1.500l3 3l3-3l1.500 1.500l-3 3l3 3l-1.500 1.500l-3-3l-3 3l-1.500-1.500l3-3l-3-3z", "M17 1.500l1.300 3h3.200l-2.600 2l1 3.200l-2.900-1.900l-2.900 1.900l1-3.200l-2.600-2h3.200z", "M15 2h4l2 4l-2 4h-4l-2-4z"];
+
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const colour = (index) => { const list = data.colours[isDark() ? "dark" : "light"]; return list[index % list.length]; };
@@ -179,7 +183,7 @@ function legend() {
   list.replaceChildren(...data.entries.map((entry, index) => {
     const sample = element("span", {});
     const dash = entry.finished ? "" : ' stroke-dasharray="7 3 2 3"';
-    sample.innerHTML = `<svg width="34" height="12" aria-hidden="true"><line x1="0" y1="6" x2="34" y2="6" stroke="${colour(index)}" stroke-width="2.4"${dash}/><circle cx="17" cy="6" r="3.6" fill="${colour(index)}"/></svg>`;
+    sample.innerHTML = `<svg width="34" height="12" aria-hidden="true"><line x1="0" y1="6" x2="34" y2="6" stroke="${colour(index)}" stroke-width="2.4"${dash}/><path d="${marks[index % marks.length]}" fill="${colour(index)}"/></svg>`;
     return element("li", {}, sample, entry.label, element("span", { class: "note" }, entry.about));
   }));
 }

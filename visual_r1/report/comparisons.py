@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import sqrt
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class Comparison:
     is_resolved: bool = False
     """The interval excludes 0 at a level that holds for all comparisons of the benchmark together."""
     smallest: float
-    """The smallest true difference that so many items and seeds would show in four of five experiments, about this
-    accuracy and if seeds differed in nothing but their answers."""
+    """The smallest true difference that so many items and seeds would show in four of five experiments, if seeds and
+    items vary as they did in this one."""
 
     @property
     def has_one_seed(self) -> bool:
@@ -58,7 +59,7 @@ class Comparison:
         if self.is_resolved:
             return "of one seed" if self.has_one_seed else ""
         excludes_zero = self.difference.low > 0 or self.difference.high < 0
-        return f"alone, but not among {self.num_comparisons}" if excludes_zero else ""
+        return f"alone it would be; not among {self.num_comparisons}" if excludes_zero else ""
 
 
 def compare(groups: Sequence[Group]) -> tuple[tuple[Comparison, ...], tuple[LeftOut, ...]]:
@@ -106,7 +107,6 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
     num_items = ours.shape[1]
     num_seeds = (len(ours) if one.is_trained else None, len(theirs) if other.is_trained else None)
     least = min((count for count in num_seeds if count is not None), default=1)
-    accuracy = float(np.clip((ours.mean() + theirs.mean()) / 2, 0.01, 0.99))
     return Comparison(
         benchmark=one.benchmark,
         one=one.label,
@@ -117,7 +117,24 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
         num_seeds=num_seeds,
         p=mcnemar(ours[0], theirs[0]) if len(ours) == len(theirs) == 1 else None,
         is_resolved=together.low > 0 or together.high < 0,
-        smallest=minimum_difference(num_items=num_items, num_seeds=least, accuracy=accuracy),
+        smallest=_resolvable(ours, theirs, num_seeds=least),
+    )
+
+
+def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int) -> float:
+    """What this design can find, if accuracy, correlation and spread between seeds are as they were here."""
+    rows = np.vstack((ours, theirs))
+    num_items = rows.shape[1]
+    accuracy = float(np.clip((ours.mean() + theirs.mean()) / 2, 0.01, 0.99))
+    variance = accuracy * (1 - accuracy)
+    deviations = rows - rows.mean(axis=1, keepdims=True)
+    shared = (deviations @ deviations.T / num_items)[np.triu_indices(len(rows), k=1)].mean() / variance
+    correlation = float(np.clip(shared, 0.0, 0.99))
+    squares = sum(((side.mean(axis=1) - side.mean()) ** 2).sum() for side in (ours, theirs))
+    between = squares / max(1, len(rows) - 2)  # of which the items' own noise is a part
+    seed_sd = sqrt(max(0.0, between - (1 - correlation) * variance / num_items))
+    return minimum_difference(
+        num_items=num_items, num_seeds=num_seeds, accuracy=accuracy, seed_sd=seed_sd, correlation=correlation
     )
 
 

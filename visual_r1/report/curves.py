@@ -325,12 +325,13 @@ def by_keyword_list(
 
 
 def curve_over_seeds(
-    lines: Sequence[Sequence[tuple[int, float]]], *, num_items: int | None = None
+    lines: Sequence[Sequence[tuple[int, float]]], *, is_share: bool = False, num_items: int | None = None
 ) -> dict[str, Any] | None:
     """One curve for the page: ``steps``, ``mean``, ``low``, ``high``, ``seeds``, ``band``; None without a value.
 
     Args:
         lines: steps and values, one sequence a seed; seeds without any are passed as empty.
+        is_share: the values are in [0, 1], and the band is cut off there.
         num_items: of a share, the examples behind each value: with a single seed the band is over them.
 
     The mean is over the seeds that measured a step. The band is a 95 % t-interval over seeds, where two or more did.
@@ -364,7 +365,8 @@ def curve_over_seeds(
         for place, index in enumerate(indices):
             means[index] = fmean(row[place] for row in values) if values else None
             if bands is not None:
-                lows[index], highs[index] = bands[place].low, bands[place].high
+                low, high = bands[place].low, bands[place].high
+                lows[index], highs[index] = (max(0.0, low), min(1.0, high)) if is_share else (low, high)
             elif num_items and len(seeds) == 1 and values:
                 interval = wilson(round(values[0][place] * num_items), num_items)
                 lows[index], highs[index] = interval.low, interval.high

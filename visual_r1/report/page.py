@@ -207,7 +207,7 @@ _BROWSER = """
 <label><input type="checkbox" id="reflects"> reflects</label>
 <label><input type="checkbox" id="changed"> changed its answer</label>
 <label><input type="checkbox" id="cut"> cut at the limit</label>
-<label>Text <input type="search" id="find" placeholder="words of question or completion"></label>
+<label>Text <input type="search" id="find" placeholder="words"></label>
 </div>
 <div class="key"><span class="t">thought</span><span><span class="a">answer</span></span>
 <span class="g">&lt;tag&gt;</span><span class="o">outside of both</span><mark>reflecting phrase</mark></div>

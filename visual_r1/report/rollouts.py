@@ -137,7 +137,7 @@ def _marked(text: str, kind: str, reflection: Reflection | None) -> Iterator[lis
 
 
 def thumbnail(image: Image) -> str:
-    """An image of at most `MAX_IMAGE_SIDE` pixels a side, as a data URL; a drawing as it is, a photograph compressed."""
+    """An image of at most `MAX_IMAGE_SIDE` pixels a side, as a data URL; a flat drawing loses nothing."""
     small = image.convert("RGB")
     small.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     exact, lossy = (_webp(small, **options) for options in ({"lossless": True}, {"quality": 82}))
