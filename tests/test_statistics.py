@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations, product
 from math import nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.coverage import Design, covered, intervals, verdicts
+from benchmarks.coverage import Design, covered, intervals, table, verdicts
+from visual_r1.files import read_json
 from visual_r1.statistics import (
     Interval,
     Stratum,
@@ -27,6 +29,9 @@ from visual_r1.statistics import (
     weighted_wilson,
     wilson,
 )
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "statistics.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +161,7 @@ def pairs(wins: int, losses: int, both: int = 3, neither: int = 5) -> tuple[list
 
 
 def test_mcnemar_gives_the_published_p():
-    # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13 (2013) 91, table 2: airway hyper-responsiveness
+    # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13 (2013) 91, table 1: airway hyper-responsiveness
     # before and after a transplantation; exact conditional test.
     assert mcnemar(*pairs(1, 7, both=1, neither=12)) == pytest.approx(0.0703, abs=5e-5)
 
@@ -243,9 +248,9 @@ def test_intervals_of_shares_have_a_width_at_the_ends_and_stay_in_range():
 
 
 def test_a_higher_level_and_fewer_seeds_are_wider():
-    table = verdicts(Design(num_items=400, num_seeds=5, accuracy=0.7, seed_sd=0.02), np.random.default_rng(0))
-    assert mean_over_seeds(table, level=0.99).low < mean_over_seeds(table).low
-    lengths = 100 * table + np.arange(5)[:, None]
+    drawn = verdicts(Design(num_items=400, num_seeds=5, accuracy=0.7, seed_sd=0.02), np.random.default_rng(0))
+    assert mean_over_seeds(drawn, level=0.99).low < mean_over_seeds(drawn).low
+    lengths = 100 * drawn + np.arange(5)[:, None]
     assert mean_over_seeds(lengths, level=0.99).high > mean_over_seeds(lengths).high
 
 
@@ -295,8 +300,8 @@ def test_intervals_over_seeds_cover_the_truth(design):
 
 def test_resampling_few_seeds_covers_too_little():
     # What the corrections are for: the reason not to go back.
-    design = Design(num_items=400, num_seeds=3, accuracy=0.7, seed_sd=0.04)
-    assert covered("resampled seeds and items", design, draws=300) < 0.91
+    design = Design(num_items=2638, num_seeds=3, accuracy=0.7, seed_sd=0.04)
+    assert covered("resampled seeds and items", design, draws=200, resamples=1000) < 0.88
 
 
 @pytest.mark.parametrize("accuracy", [0.7, 0.95])
@@ -340,3 +345,33 @@ def test_the_minimum_difference_is_found_as_often_as_it_says(num_seeds, seed_sd)
     design = replace(design, accuracy=0.6 - difference / 2, difference=difference)
     drawn = intervals("difference_over_seeds", design, draws=1000, resamples=0)
     assert np.mean([one.low > 0 for one in drawn]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_page_shows_the_measured_coverage():
+    assert table(read_json(ROOT / "benchmarks" / "results" / "coverage.json")["results"]) in PAGE
+
+
+def test_the_page_shows_what_designs_resolve():
+    rows = [line.strip("| ").split(" | ") for line in PAGE.split("<!-- resolved -->")[1].splitlines() if "|" in line]
+    assert len(rows) == 8
+    for spread, items, *found in rows[2:]:
+        sd = {"none": 0.0, "1 point": 0.01, "2 points": 0.02}[spread]
+        for num_seeds, shown in zip((1, 2, 3, 5, 10), found, strict=True):
+            design = minimum_difference(
+                num_items=int(items.replace(",", "")),
+                num_seeds=num_seeds,
+                accuracy=0.7,
+                seed_sd=sd,
+                correlation=0.5,
+            )
+            assert f"{100 * design:.1f}" == shown
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "seed_sd", "is_paired", "points"), [(1, 0, False, 3.8), (1, 0, True, 2.7), (10, 0.01, True, 1.6)]
+)
+def test_what_the_paper_s_difference_takes(num_seeds, seed_sd, is_paired, points):
+    found = minimum_difference(
+        num_items=2638, num_seeds=num_seeds, accuracy=0.6, seed_sd=seed_sd, correlation=0.5, is_paired=is_paired
+    )
+    assert 100 * found == pytest.approx(points, abs=0.05)

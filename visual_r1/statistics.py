@@ -353,8 +353,8 @@ def minimum_difference(
     know how much seeds differ; for it, ``seed_sd`` is taken as known, and with ``seed_sd=0`` the answer is about the
     two models and not about the methods.
 
-    Reference: Miller (arXiv 2411.00640), section 5, for items; Colas et al. (arXiv 1806.08295) for seeds and t; for
-    the noncentral t, Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), section 2.5.
+    Reference: Miller (arXiv 2411.00640) for items; Colas et al. (arXiv 1806.08295) for seeds and t; for the noncentral
+    t, Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), chapter 2.
 
     Args:
         num_items: I, asked of every run.
