@@ -216,6 +216,24 @@ def test_configurations_that_differ_are_shown_key_by_key(found):
     assert found.differences == {"method.name": ("grpo", "grpo", "dapo", "dapo")}
 
 
+def test_causal_measures_are_shown_where_they_are_and_in_what_shape_they_are(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0")
+    assert not findings([tmp_path]).reflection_tables()
+    row = {"measure": "accuracy", "condition": "cut", "against": "whole", "model": "after", "source": "probe"}
+    row |= {"keywords": "default", "unit": "difference", "estimate": -0.05, "interval": [-0.1, 0.01], "n": 131}
+    others = [{**row, "model": "step 5"}, {**row, "keywords": "oat_zero"}, "no row", {**row, "estimate": None}]
+    sections = [{"name": "cut", "title": "Better?", "note": "A note.", "rows": [row, *others]}, "no section"]
+    record = {"keywords": "default", "sections": sections, "left_out": ["probe: too few"]}
+    write_json(run.path / "reflection.json", record)
+    found = findings([tmp_path])
+    (table,) = found.reflection_tables()
+    assert (table.title, len(table.rows)) == ("Better?", 2)
+    assert (table.rows[0][3].text, table.rows[0][3].below) == ("−5.0 points", "[−10.0, 1.0]")
+    assert any(one.why == "probe: too few" for one in found.left_out)
+    write_json(run.path / "reflection.json", {"sections": 3, "left_out": 4})
+    assert not findings([tmp_path]).reflection_tables()
+
+
 def test_reading_changes_nothing(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     read_runs([runs])

@@ -46,6 +46,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+_ELSEWHERE = "Other keyword lists and single steps are in reflection.json of each run."
+
 NOTHING = Cell(text="–", tone="quiet")
 
 
@@ -213,13 +215,27 @@ def reflection_tables(runs: Sequence[Run]) -> tuple[list[Table], list[LeftOut]]:
             left_out.append(LeftOut(where=run.label, what="of the causal measures", why=str(line)))
     tables = []
     for parts in sections.values():
-        rows = tuple(_reflection_row(run, row) for run, part in parts for row in part["rows"] if isinstance(row, dict))
+        rows = tuple(_reflection_row(run, row) for run, part in parts for row in part["rows"] if _is_shown(run, row))
         first = parts[0][1]
         header = ("", "measure", "condition", "estimate", "at step 0", "n", "p")
         tables.append(
-            Table(title=str(first.get("title", "")), note=str(first.get("note", "")), header=header, rows=rows)
+            Table(
+                title=str(first.get("title", "")),
+                note=f"{first.get('note', '')} {_ELSEWHERE}",
+                header=header,
+                rows=rows,
+            )
         )
     return tables, left_out
+
+
+def _is_shown(run: Run, row: Any) -> bool:
+    """Rows of the run's own keyword list and of no single step; all lists and steps together are thousands."""
+    return (
+        isinstance(row, dict)
+        and row.get("keywords") in (None, run.reflection.get("keywords"))
+        and not str(row.get("model")).startswith("step ")
+    )
 
 
 def _reflection_row(run: Run, row: Mapping[str, Any]) -> tuple[Cell, ...]:
