@@ -20,6 +20,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 from trl import GRPOTrainer
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
 from visual_r1.methods import shared_prefix
@@ -143,7 +144,7 @@ def stock(model, drawn):
     return logps * scored, entropies * scored
 
 
-def shared(model, drawn, rows=None):
+def shared(model, drawn, rows=None, *, call=True):
     """The same by one packed row; of some of the completions only."""
     rows = torch.arange(len(drawn.prompt_of)) if rows is None else rows
     known, prompt_of = drawn.prompt_of[rows].unique(return_inverse=True)
@@ -157,6 +158,8 @@ def shared(model, drawn, rows=None):
     )
     scored = drawn.mask[rows, drawn.split :]
     arguments = pack(shared_prefix.core_of(model), prompts, drawn.input_ids[rows, drawn.split :], scored, prompt_of)
+    if not call:
+        return None
     outputs = model(**arguments, fused_lm_head=True)
     return tuple(unpack(values, arguments["labels"], scored) for values in (outputs.log_probs, outputs.entropy))
 
@@ -193,17 +196,30 @@ def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(architectu
     assert_equal(gradients(model, drawn, shared), gradients(model, drawn, stock))
 
 
-def test_the_head_sees_nothing_of_prompts():
+def test_the_head_sees_nothing_of_prompts(monkeypatch):
     model, drawn = build("qwen2_vl"), draw(4, group_sizes=[3, 2])
-    seen = []
+    seen, apply = [], ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        ChunkedLogProbFunction, "apply", lambda hidden, *rest: seen.append(len(hidden)) or apply(hidden, *rest)
+    )
     with torch.no_grad():
-        shared(model, drawn)
-        model.model.register_forward_hook(lambda _model, _args, output: seen.append(output.last_hidden_state.shape[1]))
-        found, again = shared(model, drawn), stock(model, drawn)
-    own = int(drawn.mask[:, drawn.split :].sum()) + len(drawn.prompt_of)
-    assert seen == [own, drawn.input_ids.shape[1]]
+        found = shared(model, drawn)
+        assert not model.model._forward_hooks  # with one, decoding would go a slower way
+        again = stock(model, drawn)
+    rows, width = drawn.input_ids.shape
+    assert seen == [int(drawn.mask[:, drawn.split :].sum()) + len(drawn.prompt_of) - 1, rows * (width - 1)]
     for one, other in zip(found, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_that_never_came_leaves_the_next_one_alone():
+    model, drawn = build("qwen2_vl"), draw(4, group_sizes=[3, 2])
+    with torch.no_grad():
+        before = stock(model, drawn)
+        shared(model, drawn, call=False)
+        after = stock(model, drawn)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not model.model._forward_hooks
 
 
 def test_a_completion_without_a_scored_token_alone_has_no_gradient():

@@ -194,7 +194,7 @@ def core_of(model: Any) -> Any:
 def pack(
     core: Any, prompts: Prompts, completion_ids: torch.Tensor, completion_mask: torch.Tensor, prompt_of: torch.Tensor
 ) -> dict[str, Any]:
-    """The arguments of one call of the model for all completions of a micro-batch.
+    """The arguments of one call of the model for all completions of a micro-batch, which must be its next.
 
     Args:
         core: the model of transformers; see `core_of`.
@@ -214,7 +214,7 @@ def pack(
     image = ids == core.config.image_token_id
     if bool(image[:, -1].any()):
         raise ValueError("a prompt that ends with an image cannot be shared")
-    _teach(core)
+    _teach(core.config.get_text_config()._attn_implementation)
     positions, _ = core.model.get_rope_index(
         ids, mm_token_type_ids=image.int(), image_grid_thw=prompts.image_grid_thw, attention_mask=prompts.mask
     )
@@ -230,6 +230,7 @@ def pack(
     labels = own_ids.masked_fill(~own, _IGNORED)
     labels[:, 0] = _IGNORED
 
+    _keep_prompts_from_head(core)
     input_ids = torch.cat([ids[prefix], own_ids[own]])
     arguments = {
         "input_ids": input_ids[None],
@@ -324,18 +325,23 @@ class _Attention:
         return self.kernel(self.function, module, *tensors[:3], layout, **arguments), None
 
 
-def _teach(core: Any) -> None:
-    """Lets a model, and transformers' attention of its kind for every model of this process, understand layouts."""
-    name = core.config.get_text_config()._attn_implementation
+def _teach(name: str) -> None:
+    """Lets transformers' attention of that name understand layouts, for every model of this process."""
     function = ALL_ATTENTION_FUNCTIONS[name]
     if not isinstance(function, _Attention):
         AttentionInterface.register(name, _Attention(function=function, kernel=_KERNELS[name]))
-    if _completions_alone not in core.model._forward_hooks.values():
-        core.model.register_forward_hook(_completions_alone, with_kwargs=True)
 
 
-def _completions_alone(_model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-    """Keeps the prompts' tokens from the head, which nobody scores: trl 1.16's would score all of a row on a CPU."""
-    if (layout := kwargs.get("layout")) is not None:
-        output.last_hidden_state = output.last_hidden_state[:, layout.num_prompt_tokens :]
-    return output
+def _keep_prompts_from_head(core: Any) -> None:
+    """Lets the head see nothing but completions in the call that is to come: trl 1.16's would score prompts on a CPU.
+
+    For this call alone, because a model with hooks is one that others must take as they find it: our decoding would.
+    """
+
+    def cut(_model: Any, _args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
+        handle.remove()
+        if (layout := kwargs.get("layout")) is not None:  # or it is another call, and the one meant never came
+            output.last_hidden_state = output.last_hidden_state[:, layout.num_prompt_tokens :]
+        return output
+
+    handle = core.model.register_forward_hook(cut, with_kwargs=True)
