@@ -219,7 +219,13 @@ def test_configurations_that_differ_are_shown_key_by_key(found):
 def test_causal_measures_are_shown_where_they_are_and_in_what_shape_they_are(tmp_path):
     run = write_run(tmp_path / "a" / "seed0")
     assert not findings([tmp_path]).reflection_tables()
-    row = {"measure": "accuracy", "condition": "cut", "against": "whole", "model": "after", "source": "probe"}
+    row: dict[str, object] = {
+        "measure": "accuracy",
+        "condition": "cut",
+        "against": "whole",
+        "model": "after",
+        "source": "probe",
+    }
     row |= {"keywords": "default", "unit": "difference", "estimate": -0.05, "interval": [-0.1, 0.01], "n": 131}
     others = [{**row, "model": "step 5"}, {**row, "keywords": "oat_zero"}, "no row", {**row, "estimate": None}]
     sections = [{"name": "cut", "title": "Better?", "note": "A note.", "rows": [row, *others]}, "no section"]
