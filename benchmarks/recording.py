@@ -44,7 +44,15 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What stands beside numbers: commit, hardware, versions, and what was set."""
     whole = provenance.record(config=config, data={}, root=ROOT)
     kept = {key: whole[key] for key in ("started", "hardware", "versions", "config")}
-    return {"commit": whole["code"]["commit"], "is_dirty": whole["code"]["is_dirty"], **kept}
+    return {"commit": whole["code"]["commit"], "is_dirty": _is_dirty(), **kept}
+
+
+def _is_dirty() -> bool | None:
+    """Whether something is changed beside the commit, apart from what benchmarks have written; None outside of git."""
+    try:
+        return bool(run_command(["git", "status", "--porcelain", "--", ".", f":(exclude){RESULTS.relative_to(ROOT)}"]))
+    except (OSError, RuntimeError):
+        return None
 
 
 def write_part(path: Path, part: str, record: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floor, step, updates
+from benchmarks import floor, recording, step, updates
 from benchmarks.recording import Rows, compared, in_turns
 from benchmarks.updates import Bench, Case, Questions, counting, grid, lengths
 from visual_r1.files import read_json
@@ -232,3 +233,22 @@ def test_an_update_can_be_repeated_and_cut_short(trainers):
     assert trainer._buffered_inputs is batch  # no new rollouts in between
     update(trainer, micro_batches=0)
     assert trainer.model.lm_head.weight.grad is None
+
+
+def test_what_benchmarks_have_written_does_not_make_the_code_another(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "RESULTS", tmp_path / "benchmarks" / "results")
+    assert recording.facts({})["is_dirty"] is None
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    recording.RESULTS.mkdir(parents=True)
+    (recording.RESULTS / "step.json").write_text("{}")
+    assert recording.facts({})["is_dirty"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert recording.facts({})["is_dirty"] is True
