@@ -30,7 +30,18 @@ LAYERS = (
     {"memory", "models", "rollout", "tracking"},
     {"evaluation", "interventions", "methods", "probe", "reflection_measures", "report", "update_timing"},
     {"config"},
-    {"dashboard", "experiment", "reflection_probe", "smoke", "cli", "doctor", "gpu_check", "gpu_stages", "sweeps"},
+    {
+        "dashboard",
+        "experiment",
+        "reflection_probe",
+        "smoke",
+        "cli",
+        "doctor",
+        "gpu_check",
+        "gpu_stages",
+        "studies",
+        "sweeps",
+    },
 )
 
 # The one place that may know each library, so that replacing it is one change.
@@ -53,7 +64,18 @@ LIGHT = (
     *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance"),
     *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption", "reflection_record"),
     *("interventions", "reflection_measures", "reflection_probe"),
-    *("rewards/", "metrics/", "scoring/", "datasets/", "report/", "sweeps/", "tracking/", "dashboard", "evaluation"),
+    *(
+        "rewards/",
+        "metrics/",
+        "scoring/",
+        "datasets/",
+        "report/",
+        "studies/",
+        "sweeps/",
+        "tracking/",
+        "dashboard",
+        "evaluation",
+    ),
 )
 
 

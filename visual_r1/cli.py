@@ -144,6 +144,16 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--saved-only", action="store_true", help="sample nothing: only what the run has saved")
     probe.set_defaults(command=_probe)
 
+    study = commands.add_parser("study", help="run what a claim's study needs, and judge the claim by its intervals")
+    study.add_argument(
+        "names", nargs="*", metavar="NAME", help="folders with a study.yaml (default: all); KEY=VALUE goes to each run"
+    )
+    study.add_argument("--experiments", type=Path, default=Path("experiments"), help="default: %(default)s")
+    study.add_argument("--runs", type=Path, default=Path("runs/studies"), help="of all studies (default: %(default)s)")
+    study.add_argument("--jobs", type=_positive, help="how many run at once (default: one a core)")
+    study.add_argument("--judge", action="store_true", help="run nothing, judge what is finished")
+    study.set_defaults(command=_study)
+
     published = commands.add_parser("published", help="what others have reached, with intervals and what to know")
     published.add_argument("--benchmark", default="cvbench", help="cvbench, blink or vsr (default: %(default)s)")
     published.set_defaults(command=_published)
@@ -366,6 +376,21 @@ def _probe(options: argparse.Namespace) -> None:
             saved_only=options.saved_only,
             command=shlex.join(["visual-r1", *(sys.argv[1:])]),
         )
+    )
+
+
+def _study(options: argparse.Namespace) -> int:
+    from visual_r1.studies.conduct import conduct
+    from visual_r1.studies.running import cores
+
+    return conduct(
+        [word for word in options.names if "=" not in word],
+        experiments=options.experiments,
+        runs=options.runs,
+        jobs=options.jobs or cores(),
+        overrides=[word for word in options.names if "=" in word],
+        command=shlex.join(["visual-r1", *sys.argv[1:]]),
+        judges_alone=options.judge,
     )
 
 

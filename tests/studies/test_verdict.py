@@ -1,0 +1,162 @@
+"""The interval alone decides, and what cannot be compared is not."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from tests.studies.conftest import STUDY, write_run
+from visual_r1.files import read_json
+from visual_r1.run_folder import RunFolder
+from visual_r1.statistics import Interval, difference_over_seeds
+from visual_r1.studies import page
+from visual_r1.studies.study import StudyError, load
+from visual_r1.studies.verdict import judge, verdict_of
+
+LENGTH = {"says": "it lengthens", "measure": "probe/length", "of": "practised", "minus": "practised before", "above": 0}
+
+
+def rights(share, seed, count=200):
+    draw = random.Random(seed)
+    return [draw.random() < share for _ in range(count)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Practice goes from a third to nine tenths; teaching ends at four fifths."""
+    found = {}
+    for seed in (0, 1, 2):
+        for cell, after in (("practised", 0.9), ("taught", 0.8)):
+            folder = found[cell, seed] = RunFolder(tmp_path / "runs" / cell / f"seed{seed}")
+            curve = [None, 20.0 + seed, 25.0, 31.0 + 2 * seed, None]
+            write_run(folder, before=rights(0.33, 0), after=rights(after, f"{cell}{seed}"), curve=curve)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below", "expected"),
+    [
+        (0.11, 0.3, 0.1, math.inf, "holds"),
+        (0.10, 0.3, 0.1, math.inf, "not resolved"),  # an end on the bound is not beyond it
+        (-0.2, 0.1, 0.1, math.inf, "does not hold"),
+        (-0.01, 0.02, -0.05, 0.05, "holds"),
+        (-0.01, 0.06, -0.05, 0.05, "not resolved"),
+        (0.05, 0.06, -0.05, 0.05, "does not hold"),
+        (-math.inf, math.inf, 0.0, math.inf, "not resolved"),
+    ],
+)
+def test_the_interval_decides(low, high, above, below, expected):
+    assert verdict_of(Interval(0.0, low, high), above=above, below=below) == expected
+
+
+def test_a_claim_is_judged_by_items_and_seeds(write_study, runs):
+    judgement = judge(load(write_study(conditions=[*STUDY["conditions"], LENGTH])), runs)
+    rise, beats, longer = judgement.findings
+    before, practised, taught = (
+        [[float(one) for one in rights(share, key)] for key in keys]
+        for share, keys in (
+            (0.33, [0, 0, 0]),
+            (0.9, [f"practised{seed}" for seed in range(3)]),
+            (0.8, [f"taught{seed}" for seed in range(3)]),
+        )
+    )
+    # Items come in another order, which changes nothing but the last digits.
+    for found, expected in (
+        (rise, difference_over_seeds(practised, before, paired=True)),
+        (beats, difference_over_seeds(practised, taught)),
+    ):
+        assert found.interval.estimate == pytest.approx(expected.estimate)
+        assert (found.interval.low, found.interval.high) == pytest.approx((expected.low, expected.high))
+        assert found.num_items == 200
+    assert rise.verdict == "holds" and rise.interval.low > 0.4
+    # A curve's first and last values, one number a seed: the t-interval of 11, 12 and 13.
+    assert longer.by_seed == (11.0, 12.0, 13.0) and longer.num_items is None
+    assert longer.interval.low == pytest.approx(12 - 4.302653 / math.sqrt(3), abs=1e-5)
+    assert judgement.minutes == pytest.approx(12) and list(judgement.commits) == ["a" * 40]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("holds", "holds"), "holds"),
+        (("holds", "not resolved"), "not resolved"),
+        (("not resolved", "does not hold"), "does not hold"),
+    ],
+)
+def test_every_condition_must_hold(write_study, runs, verdicts, expected):
+    judgement = judge(load(write_study()), runs)
+    for finding, verdict in zip(judgement.findings, verdicts, strict=True):
+        object.__setattr__(finding, "verdict", verdict)
+    assert judgement.verdict == expected
+
+
+def test_one_seed_decides_nothing_about_a_curve(write_study, runs):
+    judgement = judge(load(write_study(seeds=[0], conditions=[LENGTH, *STUDY["conditions"]])), runs)
+    assert judgement.findings[0].verdict == "not resolved" == judgement.verdict
+    assert "no interval from one seed" in page.readme(judgement, command="x")
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        ("benchmark/accuracy", 0.9),
+        ("benchmark/readable", 0.9),
+        ("benchmark/reflection", 0.9),
+        ("benchmark/truncated", 0.1),
+        ("benchmark/blank_accuracy", 0.0),
+        ("benchmark/length", 28.0),
+    ],
+)
+def test_each_measure_is_read_from_its_column(write_study, runs, measure, expected):
+    condition = {"says": "x", "measure": measure, "of": "practised", "above": -1}
+    study = load(write_study(cells={"practised": STUDY["cells"]["practised"]}, conditions=[condition]))
+    [finding] = judge(study, runs).findings
+    assert finding.interval.estimate == pytest.approx(expected, rel=0.05, abs=0.03)
+
+
+def test_an_unfinished_run_is_named(write_study, runs):
+    runs["taught", 1].summary.unlink()
+    with pytest.raises(StudyError, match="practice: taught seed 1 is not finished: `make study NAME=practice`"):
+        judge(load(write_study()), runs)
+
+
+def test_runs_that_were_asked_other_items_are_not_compared(write_study, runs, tmp_path):
+    other = RunFolder(tmp_path / "runs" / "other" / "seed2")
+    ids = [f"another {number}" for number in range(200)]
+    write_run(other, before=rights(0.3, 0), after=rights(0.9, 1), ids=ids)
+    with pytest.raises(StudyError, match="other/seed2: it was asked other items than .*practised/seed0"):
+        judge(load(write_study()), {**runs, ("practised", 2): other})
+
+
+def test_a_curve_that_is_not_there_is_named(write_study, runs):
+    condition = {**LENGTH, "measure": "probe/fun"}
+    with pytest.raises(StudyError, match=r"practised/seed0: it has no curve probe/fun; see the names in metrics.jsonl"):
+        judge(load(write_study(conditions=[*STUDY["conditions"], condition])), runs)
+
+
+def test_runs_of_two_code_versions_are_said_to_be(write_study, runs, tmp_path):
+    other = RunFolder(tmp_path / "runs" / "later" / "seed2")
+    write_run(other, before=rights(0.33, 0), after=rights(0.9, 1), commit="b" * 40)
+    folder = write_study()
+    judgement = judge(load(folder), {**runs, ("practised", 2): other})
+    page.write(judgement, folder, command="make study NAME=practice")
+    assert read_json(folder / page.RESULTS)["commit"] is None
+    text = (folder / page.README).read_text()
+    assert "**The runs are of 2 code versions**" in text and "bbbbbbbbbb made practised/2" in text
+
+
+def test_the_record_has_what_others_read(write_study, runs):
+    folder = write_study()
+    judgement = judge(load(folder), runs)
+    page.write(judgement, folder, command="make study NAME=practice")
+    record = read_json(folder / page.RESULTS)
+    assert {"claim", "paper", "estimate", "interval", "seeds", "items", "verdict", "command", "minutes", "commit"} <= (
+        record.keys()
+    )
+    assert record["interval"] == [judgement.findings[0].interval.low, judgement.findings[0].interval.high]
+    assert (record["items"], record["commit"], record["minutes"]) == (200, "a" * 40, 12.0)
+    assert page.shown_record(record["conditions"][0]) == page.shown(judgement.findings[0])
+    assert page.shown(judgement.findings[0]).startswith("+62.5 points [+54.3, ")
+    assert (folder / page.FIGURE).read_text().count("it rises by ten points: holds") == 1

@@ -1,0 +1,114 @@
+"""What ``visual-r1 study`` does: run what is missing, judge, write down; and the page over all studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from visual_r1.files import read_json, write_text
+from visual_r1.studies import page, running
+from visual_r1.studies.study import FILE, Study, StudyError, load
+from visual_r1.studies.verdict import judge
+
+
+def conduct(
+    names: Sequence[str],
+    *,
+    experiments: Path,
+    runs: Path,
+    jobs: int,
+    overrides: Sequence[str],
+    command: str,
+    judges_alone: bool = False,
+) -> int:
+    """Runs and judges studies; what is finished already is not run again.
+
+    Args:
+        names: their folders; none: all of them.
+        experiments: the folder that holds theirs.
+        runs: where the runs lie.
+        jobs: how many run at once.
+        overrides: of every run, such as ``scale=paper``. The verdict then is not the organism's and goes to the runs.
+        command: what was typed.
+        judges_alone: runs nothing; judges the studies whose runs are finished.
+
+    Returns:
+        0, or as a sweep ends with that failed or was stopped: then nothing is judged.
+
+    Raises:
+        StudyError: a study that cannot be run or judged.
+    """
+    studies = [load(experiments / name) for name in names or _all(experiments)]
+    wanted = running.needed(studies, runs=runs, overrides=overrides)
+    folders = {(one.cell, one.seed): one.folder for one in wanted}
+    missing = [one for one in wanted if not one.folder.is_finished]
+    if missing and not judges_alone:
+        code = running.run(missing, jobs=jobs, command=command, runs=runs)
+        if code:
+            return code
+    for study in studies:
+        own = {(cell, seed): folders[cell, seed] for cell in study.cells for seed in study.seeds}
+        if judges_alone and not all(folder.is_finished for folder in own.values()):
+            print(f"{study.name}: not judged, its runs are not finished")
+            continue
+        judgement = judge(study, own)
+        results = (runs / "verdicts" if overrides else experiments) / study.name
+        results.mkdir(parents=True, exist_ok=True)
+        page.write(judgement, results, command=_command(study, overrides))
+        print(_summary(study, results))
+    if not overrides:
+        write_text(experiments / page.README, overview(experiments))
+    return 0
+
+
+def overview(experiments: Path) -> str:
+    """The page over all studies: one row a claim."""
+    rows, minutes = [], 0.0
+    for name in _all(experiments):
+        study, results = load(experiments / name), experiments / name / page.RESULTS
+        if not results.exists():
+            rows.append(f"| [{study.claim}]({name}) | {study.paper} | not run yet | | | `make study NAME={name}` | |")
+            continue
+        found = read_json(results)
+        shown = "; ".join(f"{one['says']}: {page.shown_record(one)}" for one in found["conditions"])
+        minutes += found["minutes"]
+        rows.append(
+            f"| [{study.claim}]({name}) | {study.paper} | {shown} | {len(found['seeds'])} | **{found['verdict']}** | "
+            f"`{found['command']}` | {found['minutes']:.0f} |"
+        )
+    return "\n".join(
+        (
+            "# The claims",
+            "",
+            "Each is a `study.yaml`: the runs that it needs and what must be true of them. The verdict follows from "
+            "the intervals and is written by the same command that makes the runs. What they say is said of the "
+            "organism that ships with this repository; each page says what they cannot say.",
+            "",
+            "| claim | what the paper says | what the organism shows, with 95 % intervals | seeds | verdict | command "
+            "| minutes of runs |",
+            "| --- | --- | --- | ---: | --- | --- | ---: |",
+            *rows,
+            "",
+            "Studies share runs, so that all of them together (`make studies`) take less than their minutes added up. "
+            "What was tried and failed stands in [LOG.md](LOG.md). This page is generated.",
+            "",
+        )
+    )
+
+
+def _all(experiments: Path) -> list[str]:
+    names = sorted(file.parent.name for file in experiments.glob(f"*/{FILE}"))
+    if not names:
+        raise StudyError(f"{experiments}: no folder in it has a {FILE}")
+    return names
+
+
+def _command(study: Study, overrides: Sequence[str]) -> str:
+    return " ".join(("visual-r1 study", study.name, *overrides)) if overrides else f"make study NAME={study.name}"
+
+
+def _summary(study: Study, results: Path) -> str:
+    found = read_json(results / page.RESULTS)
+    lines = [f"{study.name}: {found['verdict']}"]
+    lines += [f"  {one['verdict']}: {one['says']}: {page.shown_record(one)}" for one in found["conditions"]]
+    return "\n".join([*lines, f"  {results / page.README}"])
