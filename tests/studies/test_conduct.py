@@ -79,9 +79,7 @@ def test_two_cells_of_one_name_are_refused(place, write_study):
         load(write_study("one", cells={"looked": TINY}, conditions=[ASKED])),
         load(write_study("two", cells={"looked": f"{TINY} scale.top_k=1"}, conditions=[ASKED])),
     ]
-    with pytest.raises(
-        StudyError, match=r"two: cells.looked is .*scale.top_k=1', and .* in one: give one"
-    ):
+    with pytest.raises(StudyError, match=r"two: cells.looked is .*scale.top_k=1', and .* in one: give one"):
         needed(studies, runs=place / "runs")
 
 
