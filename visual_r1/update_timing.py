@@ -39,6 +39,11 @@ class GivenRollouts:
         """Completions at once: all."""
         return len(self.lengths)
 
+    @property
+    def takes_prefixes(self) -> bool:
+        """No: what it gives goes on from nothing."""
+        return False
+
     def check(self, source: ModelSource) -> None:
         """Fits every model."""
 
@@ -56,9 +61,15 @@ class GivenSampler:
     policy: Policy
 
     def generate(
-        self, conversations: Sequence[Conversation], *, num_generations: int, sampling: Sampling, seed: int
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_generations: int,
+        sampling: Sampling,
+        seed: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
-        """The same completions for the same lengths, whatever the seed."""
+        """The same completions for the same lengths, whatever the seed; without prefixes."""
         draw = random.Random(0)
         lengths = self.engine.lengths
         ends = set(self.policy.end_token_ids)
