@@ -45,7 +45,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     ]
     for run in runs:
         cells = [
-            f"`{run['command']}`",
+            f"`{_command(run)}`",
             _share(run, "before"),
             _share(run, "after"),
             f"{100 * run['blank_accuracy_after']:.1f} %",
@@ -56,6 +56,11 @@ def table(runs: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _command(run: dict[str, Any]) -> str:
+    """What makes the run again, wherever its folder then lies."""
+    return " ".join(word for word in run["command"].split(" ") if not word.startswith("runs_dir="))
 
 
 def _share(run: dict[str, Any], when: str) -> str:
