@@ -285,7 +285,7 @@ def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = 
 
     As `mean_over_seeds`, with the seeds' variances of both sides added and their degrees of freedom taken together by
     Welch's formula (Biometrika 34 (1947) 28). Items that are hard for both sides cancel. Where all values are 0 or 1,
-    half a pair of each kind is added to the items' variance, as in `paired_difference`.
+    half a pair of each kind, of one seed, is added to the items' variance, as in `paired_difference`.
 
     Args:
         ones: [S, I].
@@ -303,7 +303,9 @@ def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = 
         raise ValueError(f"paired seeds, but {len(first)} on one side and {len(second)} on the other")
     variance = _variance(first - second) if paired else _variance(first, second)
     if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
-        variance = replace(variance, items=variance.items + 1 / (first.shape[1] + 2) ** 2)
+        variance = replace(
+            variance, items=variance.items + 1 / (max(len(first), len(second)) * (first.shape[1] + 2) ** 2)
+        )
     estimate, half = float(first.mean() - second.mean()), _half_width(variance, level)
     return Interval(estimate, estimate - half, estimate + half, max(len(first), len(second)) > 1)
 
