@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import (
     Qwen2_5_VLConfig,
@@ -216,6 +217,15 @@ def test_room_grows_with_the_completions(build, monkeypatch):
         assert tokens(generate(policy, DRAWN)) == tokens(expected)
 
 
+@pytest.fixture
+def accelerate_anew():
+    """Accelerate keeps one precision a process, whichever trainer of this process came first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_anew")
 def test_a_trainers_autocast_reaches_the_layers(build):
     policy = build("qwen2_vl")
     exact = generate(policy, DRAWN)

@@ -158,5 +158,5 @@ def test_the_record_has_what_others_read(write_study, runs):
     assert record["interval"] == [judgement.findings[0].interval.low, judgement.findings[0].interval.high]
     assert (record["items"], record["commit"], record["minutes"]) == (200, "a" * 40, 12.0)
     assert page.shown_record(record["conditions"][0]) == page.shown(judgement.findings[0])
-    assert page.shown(judgement.findings[0]).startswith("+62.5 points [+54.3, ")
+    assert page.shown(judgement.findings[0]).startswith("+62.5 points [+54.")
     assert (folder / page.FIGURE).read_text().count("it rises by ten points: holds") == 1
