@@ -23,7 +23,7 @@ TRACKED = subprocess.run(
 
 # Lowest first. A module may import from its own layer and from those below.
 LAYERS = (
-    {"distributed", "examples", "files", "images", "manifest", "preemption", "statistics", "provenance"},
+    {"distributed", "errors", "examples", "files", "images", "manifest", "preemption", "statistics", "provenance"},
     {"prompts", "parsing", "run_folder"},
     {"rewards", "metrics", "scoring", "reflection_record"},
     {"architectures", "datasets", "organisms"},
@@ -61,7 +61,7 @@ HOMES = {
 
 # What must answer at once (a test, --help, a reward in somebody's notebook) loads neither torch nor transformers.
 LIGHT = (
-    *("examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance"),
+    *("errors", "examples", "images", "prompts", "parsing", "statistics", "files", "run_folder", "provenance"),
     *("config", "cli", "distributed", "doctor", "manifest", "memory", "preemption", "reflection_record"),
     *("interventions", "reflection_measures", "reflection_probe"),
     *(

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from visual_r1.errors import first_line
+
 _PANELS = Path(__file__).with_name("dashboard.yaml")
 
 
@@ -93,8 +95,7 @@ def save(*, project: str, entity: str | None, name: str) -> str:
     except DashboardError:
         raise
     except Exception as error:  # wandb's own, the network's, the server's
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DashboardError(f"W&B did not take the workspace for {entity}/{project}: {reason[0]}") from error
+        raise DashboardError(f"W&B did not take the workspace for {entity}/{project}: {first_line(error)}") from error
     return workspace.url
 
 

@@ -31,6 +31,7 @@ from packaging.version import Version
 
 from visual_r1 import memory
 from visual_r1.config import CONF, build, compose_config, resolve
+from visual_r1.errors import first_line
 from visual_r1.files import free_bytes, gigabytes
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _torchvision() -> Iterator[Finding]:
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         remedy = "python tools/cure_torchvision.py" if "torchvision::nms" in str(error) else "pip install torchvision"
-        yield Finding("torchvision", "FAIL", f"cannot be imported: {_line(error)}", remedy)
+        yield Finding("torchvision", "FAIL", f"cannot be imported: {first_line(error)}", remedy)
 
 
 def devices(*, needs_compiler: bool) -> Iterator[Finding]:
@@ -390,7 +391,7 @@ def _answers(
         except urllib.error.HTTPError:
             pass  # whatever it thinks of the question, it is there
         except (OSError, ValueError) as error:
-            answer.append(_line(error))
+            answer.append(first_line(error))
             return
         answer.append("")
 
@@ -418,7 +419,7 @@ def parity(differences: Mapping[str, Callable[[], float]]) -> Iterator[Finding]:
         try:
             worst = difference()
         except Exception as error:  # whatever it is, it is what a run would meet
-            yield Finding("parity", "FAIL", f"rollout={engine} failed: {_line(error)}", "choose another rollout")
+            yield Finding("parity", "FAIL", f"rollout={engine} failed: {first_line(error)}", "choose another rollout")
             continue
         text = f"rollout={engine}: log-probs differ from a plain forward pass by at most {worst:.1e}"
         remedy = f"at most {allowed:.0e} is usual: compare the versions above with requirements.lock"
@@ -477,7 +478,7 @@ def _update_parity(cfg: Any, config: Mapping[str, Any]) -> Iterator[Finding]:
         yield from update_parity(cfg, node)
     except Exception as error:  # whatever it is, it is what a run would meet
         remedy = "method.shared_prefix=false takes trl's own passes"
-        yield Finding("parity", "FAIL", f"shared prefix failed: {_line(error)}", remedy)
+        yield Finding("parity", "FAIL", f"shared prefix failed: {first_line(error)}", remedy)
 
 
 def update_parity(cfg: Any, node: Any) -> Iterator[Finding]:
@@ -495,7 +496,7 @@ def update_parity(cfg: Any, node: Any) -> Iterator[Finding]:
     try:
         policy = load_policy(source, freeze=tuple(cfg.freeze.parts), adapter=adapter)
     except (CheckpointError, OSError) as error:
-        yield Finding("parity", "FAIL", f"shared prefix: the model does not load: {_line(error)}")
+        yield Finding("parity", "FAIL", f"shared prefix: the model does not load: {first_line(error)}")
         return
     try:
         found = compare(
@@ -587,7 +588,3 @@ def _is_cached(model: str) -> bool:
 def _program(name: str) -> str | None:
     """A program on the path, or beside this Python."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_r1 import distributed
+from visual_r1.errors import first_line
 from visual_r1.examples import Example
 from visual_r1.files import read_json, sync_files, write_json, writing
 from visual_r1.images import PixelLimits, fit, limits_of
@@ -207,7 +208,7 @@ def load_policy(source: ModelSource, *, freeze: Iterable[str] = (), adapter: Ada
         processor = AutoProcessor.from_pretrained(source.path, padding_side="left", **common)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"{source.path}: cannot be loaded as a vision-language model: {_first_line(error)}"
+            f"{source.path}: cannot be loaded as a vision-language model: {first_line(error)}"
         ) from error
     style = source.prompt_style
     if style.chat_template is not None:
@@ -351,7 +352,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Adapter) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise CheckpointError(f"adapter.target_modules={adapter.target_modules!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"adapter.target_modules={adapter.target_modules!r}: {first_line(error)}") from error
 
 
 def _with_trained_adapter(policy: Policy, weights: Mapping[str, torch.Tensor]) -> Any:
@@ -393,7 +394,3 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: no image processor; copy the original model's processor_config.json or preprocessor_config.json"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

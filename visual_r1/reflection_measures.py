@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from visual_r1 import interventions
 from visual_r1.datasets.layouts import listed_choices
+from visual_r1.errors import first_line
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.metrics.reflection_effect import (
     FLIPS,
@@ -76,7 +77,7 @@ def read_saved(folder: RunFolder) -> tuple[dict[str, list[Written]], list[str]]:
                 continue
             rows = pyarrow.parquet.read_table(file, columns=list(_COLUMNS)).to_pylist()
         except (OSError, pyarrow.ArrowException) as error:
-            left_out.append(f"{file}: cannot be read ({str(error).splitlines()[0]})")
+            left_out.append(f"{file}: cannot be read ({first_line(error)})")
             continue
         step = int(file.stem.removeprefix("step_"))
         for row in rows:

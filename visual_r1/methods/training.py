@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from visual_r1 import distributed, preemption
+from visual_r1.errors import first_line
 from visual_r1.examples import Example, Rollout
 from visual_r1.files import read_json
 from visual_r1.methods.checkpoints import check_space
@@ -246,7 +247,7 @@ def load_weights(model: Any, checkpoint: str) -> None:
                 saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{checkpoint} is damaged ({str(error).splitlines()[0]}): delete it to resume from the one before"
+                f"{checkpoint} is damaged ({first_line(error)}): delete it to resume from the one before"
             ) from error
         model.load_state_dict(saved.state_dict())
         return

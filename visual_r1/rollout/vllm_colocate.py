@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from visual_r1 import distributed
+from visual_r1.errors import first_line
 from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
@@ -304,16 +305,12 @@ def _dying() -> Generator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EngineError(
-            f"vLLM has run out of memory ({_first_line(error)}): lower rollout.engine.kv_cache_gib, and {_RESUME}"
+            f"vLLM has run out of memory ({first_line(error)}): lower rollout.engine.kv_cache_gib, and {_RESUME}"
         ) from error
     except Exception as error:
         # Both have no common base that could be imported before vLLM is.
         if type(error).__name__ == "EngineDeadError":
-            raise EngineError(f"vLLM has died ({_first_line(error)}); {_RESUME}") from error
+            raise EngineError(f"vLLM has died ({first_line(error)}); {_RESUME}") from error
         if isinstance(error, ValueError) and "memory" in str(error):
-            raise EngineError(f"vLLM finds too little memory: {_first_line(error)}; {_RESUME}") from error
+            raise EngineError(f"vLLM finds too little memory: {first_line(error)}; {_RESUME}") from error
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

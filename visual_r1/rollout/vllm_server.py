@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from visual_r1 import distributed
+from visual_r1.errors import first_line
 from visual_r1.models import ModelSource, Policy
 from visual_r1.rollout.engine import Completion, Conversation, EngineError, Sampling
 from visual_r1.rollout.prompt_tokens import check_lengths, check_seen, compare_with_processor, prompt_tokens
@@ -168,7 +169,7 @@ class VllmServerEngine:
             except (OSError, SafetensorError) as error:
                 raise EngineError(
                     f"rollout.engine.weights_dir={self.weights_dir}: cannot hold the new weights "
-                    f"({_first_line(error)}); free some room there or name another folder; the same command resumes "
+                    f"({first_line(error)}); free some room there or name another folder; the same command resumes "
                     "the run"
                 ) from error
             bucket, size, count = {}, 0, count + 1
@@ -314,7 +315,3 @@ def _png(image: Image.Image) -> str:
     file = BytesIO()
     image.convert("RGB").save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
