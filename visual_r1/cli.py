@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     track.add_argument("--tracker", default="offline", help="as run.py takes it: wandb (default: %(default)s)")
     track.add_argument("--project", help="of W&B (default: that of conf/tracker)")
     track.add_argument("--entity", help="W&B's user or team (default: your own)")
+    track.add_argument("--timeout", type=_positive, help="seconds for each row and for the end, where it uploads")
     track.set_defaults(command=_track)
 
     dashboard = commands.add_parser("dashboard", help="make the W&B workspace of all curves, or bring it up to date")
@@ -282,7 +283,7 @@ def _track(options: argparse.Namespace) -> int:
     from visual_r1.tracking import shown_in
 
     settings = resolve_unchecked(compose_config([f"tracker={options.tracker}"]))["tracker"]
-    given = {"project": options.project, "entity": options.entity}
+    given = {"project": options.project, "entity": options.entity, "timeout_seconds": options.timeout}
     settings |= {key: value for key, value in given.items() if value is not None}
     failed = False
     for folder in map(RunFolder, options.runs):
@@ -291,7 +292,7 @@ def _track(options: argparse.Namespace) -> int:
             if not trackers:
                 raise ConfigError(f"--tracker {options.tracker}: shows nothing; expected offline, wandb or tensorboard")
             for tracker in trackers:
-                tracker.finish()
+                tracker.finish(is_patient=True)
                 failed |= tracker.has_failed
                 if not tracker.has_failed:
                     print(f"{folder.path}: shown in {tracker.service}")

@@ -17,16 +17,16 @@ class Service(BackgroundTracker):
 
     service = "Service"
 
-    def __init__(self, folder, *, fails=None, first_step=0, may_show=None, timeout_seconds=60.0):
+    def __init__(self, folder, *, fails=None, error=None, first_step=0, may_show=None, timeout_seconds=60.0):
         self.rows, self.rollouts, self.images = [], {}, {}
-        self.calls, self._fails, self._first_step = [], fails, first_step
+        self.calls, self._fails, self._error, self._first_step = [], fails, error or ConnectionError(), first_step
         self._may_show = may_show
         super().__init__(folder, timeout_seconds=timeout_seconds)
 
     def _call(self, what):
         self.calls.append(what)
         if what == self._fails:
-            raise ConnectionError("server is gone\nwith details")
+            raise self._error
 
     def open(self):
         self._call("open")
@@ -42,6 +42,10 @@ class Service(BackgroundTracker):
 
     def close(self):
         self._call("close")
+
+    def leave(self):
+        self._call("leave")
+        raise ConnectionError("and cannot be ended")
 
 
 class Slow(Service):
@@ -115,6 +119,45 @@ def test_a_service_that_never_answers_is_left_behind(folder, caplog, impatient):
     assert len(folder.read_metrics()) == 3
 
 
+class Gate:
+    """Lets one row through at a time."""
+
+    def __init__(self):
+        self.places = threading.Semaphore(0)
+
+    def wait(self):
+        self.places.acquire()
+
+
+class Sluggish:
+    """A thread that shows one row each time that it is waited for, however long that is, and none in between."""
+
+    def __init__(self, thread, gate, service):
+        self._thread, self._gate, self._service = thread, gate, service
+
+    def is_alive(self):
+        return self._thread.is_alive()
+
+    def join(self, timeout):
+        num_shown = len(self._service.rows)
+        self._gate.places.release()
+        while self._thread.is_alive() and len(self._service.rows) == num_shown:
+            self._thread.join(0.001)
+        if len(self._service.rows) == 5:
+            self._thread.join()  # closes the service
+
+
+@pytest.mark.parametrize("is_patient", [True, False])
+def test_who_waits_for_nothing_else_waits_while_rows_are_shown(folder, caplog, impatient, monkeypatch, is_patient):
+    run(JsonlTracker(folder), range(5))
+    service = Service(folder, may_show=(gate := Gate()))
+    monkeypatch.setattr(service, "_thread", Sluggish(service._thread, gate, service))
+    service.finish(is_patient=is_patient)
+    assert service.has_failed != is_patient and bool(caplog.messages) != is_patient
+    assert service.calls == ["open", *["show"] * 5, "close"] if is_patient else len(service.rows) < 5
+    gate.places.release(5)
+
+
 def test_a_service_that_does_not_start_holds_up_no_step(folder, impatient):
     may_open = threading.Event()
     with FanOut([JsonlTracker(folder), service := Slow(folder, may_open)]) as tracker:
@@ -124,13 +167,14 @@ def test_a_service_that_does_not_start_holds_up_no_step(folder, impatient):
     assert service.rows == without_none(folder.read_metrics())
 
 
+@pytest.mark.parametrize("error", [ConnectionError("server is gone\nwith details"), SystemExit("server is gone")])
 @pytest.mark.parametrize(("fails", "doing"), [("open", "start"), ("show", "log"), ("close", "finish")])
-def test_a_call_that_raises_is_one_warning(folder, caplog, fails, doing):
+def test_a_call_that_raises_is_one_warning(folder, caplog, fails, doing, error):
     with caplog.at_level(logging.WARNING):
-        with FanOut([JsonlTracker(folder), service := Service(folder, fails=fails)]) as tracker:
+        with FanOut([JsonlTracker(folder), service := Service(folder, fails=fails, error=error)]) as tracker:
             run(tracker, range(3))
             tracker.log_rollouts([rollout_row()], step=2)
-    assert service.calls[-1] == fails
+    assert service.calls[-2:] == [fails, "leave"] and service.has_failed
     [warning] = caplog.messages
     assert warning.startswith(f"Service could not {doing} (server is gone); the run goes on without it")
     assert len(folder.read_metrics()) == 3 and folder.completions_at(2).exists()

@@ -10,7 +10,7 @@ from tests.tracking.rows import TRAINED, rollout_row
 from visual_r1.cli import main
 from visual_r1.files import write_json, write_text
 from visual_r1.run_folder import RunFolder
-from visual_r1.tracking import JsonlTracker, read_offline_wandb
+from visual_r1.tracking import JsonlTracker, WandbTracker, read_offline_wandb
 
 CONFIG = "".join(f"{group}: {{name: my_{group}}}\n" for group in ("scale", "model", "method", "reward"))
 
@@ -39,6 +39,24 @@ def test_a_run_is_shown_in_wandb(untracked, capsys):
     assert record.project == "mine" and record.summary["benchmark/chance"] == 0.25
     assert "rollouts/train" in record.history[2]
     assert not (untracked.path / ".lock").exists()
+
+
+def test_a_run_of_another_version_is_shown_by_what_it_names(untracked):
+    write_text(untracked.config, "model: {name: my_model}\n")
+    assert main(["track", str(untracked.path)]) == 0
+    [file] = untracked.path.glob("wandb/offline-run-*/*.wandb")
+    record = read_offline_wandb(file)
+    assert (record.group, record.job_type, record.tags) == ("grpo", "", ("my_model",))
+
+
+def test_a_run_is_waited_for_while_its_rows_are_shown(untracked, monkeypatch):
+    waits = []
+    finish = WandbTracker.finish
+    monkeypatch.setattr(
+        WandbTracker, "finish", lambda self, **how: (waits.append((how, self._timeout_seconds)), finish(self))
+    )
+    assert main(["track", str(untracked.path), "--timeout", "77"]) == 0
+    assert waits == [({"is_patient": True}, 77)]
 
 
 def test_a_run_is_shown_in_tensorboard(untracked):

@@ -7,10 +7,12 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, SupportsFloat
 
 from PIL.Image import Image
 
+from visual_r1.errors import first_line
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking.tracker import Context, RolloutRow
 
@@ -48,6 +50,7 @@ class BackgroundTracker(Context, ABC):
         self._step: int | None = None
         self._is_ended = False
         self._is_off = False
+        self._num_shown = 0
         self._known_examples: set[str] = set()
         self._images: dict[int, dict[str, Image]] = {}
         is_started = threading.Event()
@@ -78,6 +81,9 @@ class BackgroundTracker(Context, ABC):
     def close(self) -> None:
         """Shows what a finished run folder holds besides, and ends the service."""
 
+    def leave(self) -> None:
+        """Ends the service after a call that has raised; nothing is called afterwards. May raise."""
+
     def abandon(self) -> None:
         """Frees this process of a service that does not answer; called while another call is under way."""
 
@@ -101,11 +107,20 @@ class BackgroundTracker(Context, ABC):
             if len(self._images) > _MAX_STEPS_OF_IMAGES:
                 self._known_examples -= self._images.pop(min(self._images)).keys()
 
-    def finish(self) -> None:
+    def finish(self, *, is_patient: bool = False) -> None:
+        """Shows what is left to show, and ends the service.
+
+        Args:
+            is_patient: Wait as long as there is a row every `timeout_seconds`, however many there are, because nothing
+                else is waited for.
+        """
         with self._changed:
             self._is_ended = True
             self._changed.notify()
-        self._thread.join(self._timeout_seconds)
+        num_shown = -1
+        while self._thread.is_alive() and num_shown < (self._num_shown if is_patient else 0):
+            num_shown = self._num_shown
+            self._thread.join(self._timeout_seconds)
         if self._thread.is_alive():
             self._give_up("finish", f"no answer after {self._timeout_seconds:g} seconds")
             self.abandon()
@@ -120,8 +135,8 @@ class BackgroundTracker(Context, ABC):
 
     def _follow(self, started: Callable[[], None]) -> None:
         doing = "start"
-        # A service raises its own errors, the network's, the file system's. None of them is worth a run, and all
-        # numbers are in metrics.jsonl; hence the one broad except of the project.
+        # A service raises its own errors, the network's, the file system's, or SystemExit where it gives up. None of
+        # them is worth a run, and all numbers are in metrics.jsonl; hence the one broad except of the project.
         try:
             first_step = self.open()
             started()
@@ -134,13 +149,15 @@ class BackgroundTracker(Context, ABC):
                 if row["step"] >= first_step:
                     measured = {key: value for key, value in row.items() if value is not None}
                     self.show(measured, self._rollouts(row["step"]), images)
+                    self._num_shown += 1
                 if self._is_off:
                     return
             doing = "finish"
             self.close()
-        except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            self._give_up(doing, reason[0])
+        except (Exception, SystemExit) as error:
+            self._give_up(doing, first_line(error))
+            with suppress(Exception, SystemExit):
+                self.leave()
         finally:
             started()
 

@@ -26,7 +26,7 @@ def shown_in(
     """
     trackers: list[BackgroundTracker] = []
     if settings["wandb_mode"] is not None:
-        chosen = [config[group]["name"] for group in ("scale", "model", "method", "reward")]
+        named = {group: config[group]["name"] for group in ("scale", "model", "method", "reward") if group in config}
         trackers.append(
             WandbTracker(
                 folder,
@@ -35,8 +35,8 @@ def shown_in(
                 project=settings["project"],
                 entity=settings["entity"],
                 group=name,
-                job_type=config["method"]["name"],
-                tags=[*chosen, *settings["tags"]],
+                job_type=named.get("method"),
+                tags=[*named.values(), *settings["tags"]],
                 log_model=settings["log_model"],
                 code=code,
                 timeout_seconds=settings["timeout_seconds"],

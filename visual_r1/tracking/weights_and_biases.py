@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from PIL.Image import Image
 
+from visual_r1.errors import first_line
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking.background import BackgroundTracker
@@ -113,6 +115,7 @@ class WandbTracker(BackgroundTracker):
         os.environ.pop("WANDB_SERVICE", None)
         if not self._keeps_data_dir:
             os.environ[_DATA_DIR] = str(self._home.resolve())
+        self._forget_offline()
         if mode == "online":
             try:
                 if not wandb.login(prompt=False, verify=False):
@@ -121,15 +124,13 @@ class WandbTracker(BackgroundTracker):
             except Exception as error:  # wandb's own, the network's, its service's
                 if self._is_off:
                     raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
                 _logger.warning(
                     "W&B could not start online (%s); it writes offline; `wandb sync %s/offline-run-*` uploads that",
-                    *(reason[0], self._home),
+                    *(first_line(error), self._home),
                 )
                 mode = "offline"
                 _end_service()  # which still tries, and would refuse another run of this id
         if self._run is None:
-            self._forget_offline()
             self._start(mode)
         self._run.define_metric("step")
         if self._code is not None:
@@ -163,13 +164,19 @@ class WandbTracker(BackgroundTracker):
             if self._log_model and self._folder.model.exists():
                 # By reference to the run folder, which is never overwritten: a copy would double the disk's use.
                 self._log_files("model", {"": self._folder.model}, policy="immutable")
+        is_offline = self._run.offline
         self._run.finish(exit_code=0 if is_finished else 1)
-        self._await_file()
+        if is_offline:
+            self._await_file()
         if not self._keeps_data_dir:
             os.environ.pop(_DATA_DIR, None)
 
+    def leave(self) -> None:
+        """Ends wandb's own process in order, which else Python waits for at its exit."""
+        _end_service()
+
     def abandon(self) -> None:
-        """Ends wandb's own process: at its exit Python waits for it, however long it takes to answer."""
+        """Ends wandb's own process at once: at its exit Python waits for it, however long it takes to answer."""
         import psutil
 
         for process in psutil.Process().children():
@@ -202,7 +209,7 @@ class WandbTracker(BackgroundTracker):
         )
 
     def _forget_offline(self) -> None:
-        """Removes what an earlier start of this run has written: wandb would upload both, one over the other."""
+        """Removes what an earlier start of this run has written: `wandb sync` would lay it over what comes now."""
         for path in (*self._home.glob("offline-run-*"), self._home / "artifacts" / "staging"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -266,8 +273,8 @@ class WandbTracker(BackgroundTracker):
 
 
 def _end_service() -> None:
-    import wandb
-
+    # Not imported: where the import hangs, as from a disk that does not answer, a second one would wait for the first.
+    wandb: Any = sys.modules.get("wandb")
     with suppress(Exception, SystemExit):  # by which wandb would end this process as its own has ended
         wandb.teardown()
 
