@@ -28,7 +28,16 @@ LAYERS = (
     {"rewards", "metrics", "scoring", "reflection_record"},
     {"architectures", "datasets", "organisms"},
     {"memory", "models", "rollout", "tracking"},
-    {"evaluation", "interventions", "methods", "probe", "reflection_measures", "report", "update_timing"},
+    {
+        "evaluation",
+        "interventions",
+        "methods",
+        "organism_card",
+        "probe",
+        "reflection_measures",
+        "report",
+        "update_timing",
+    },
     {"config"},
     {
         "dashboard",

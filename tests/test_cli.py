@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -87,15 +88,31 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", types.SimpleNamespace(build=fail))
     with pytest.raises(RuntimeError, match="a bug"):
-        main(["organism", "build", "--out", "anywhere"])
+        main(["organism", "build", "anywhere"])
 
 
 def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
+    from visual_r1.organisms.pretraining import Recipe
+
     calls = []
-    build = lambda out, *, seed, num_threads: calls.append((out, seed, num_threads))  # noqa: E731
-    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", types.SimpleNamespace(build=build))
-    assert main(["organism", "build", "--out", str(tmp_path), "--seed", "3", "--threads", "1"]) == 0
-    assert calls == [(tmp_path, 3, 1)]
+    parts = types.SimpleNamespace(
+        build=lambda out, **options: calls.append((out, options)) or [],
+        build_trunk=lambda out, **options: calls.append((out, options)),
+    )
+    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", parts)
+    out, shares = str(tmp_path), ["mixture.careful=0.04", "mixture.direct=0.36"]
+    assert main(["organism", "trunk", out, "--seed", "3"]) == 0
+    assert main(["organism", "build", out, "--seed", "3", "--trunk", "t", "--base-only", *shares]) == 0
+    assert calls[0] == (tmp_path, {"seed": 3, "num_threads": 1, "recipe": Recipe()})
+    options = calls[1][1]
+    assert (options["trunk"], options["with_instruct"]) == (Path("t"), False)
+    assert (options["recipe"].mixture.careful, options["recipe"].mixture.direct) == (0.04, 0.36)
+
+
+def test_a_mistyped_recipe_of_an_organism_is_one_line(tmp_path, capsys):
+    assert main(["organism", "build", str(tmp_path), "mixture.carful=0.04"]) == 2
+    assert "'mixture.carful' is unknown" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):

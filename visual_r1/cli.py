@@ -56,11 +56,24 @@ def _parser() -> argparse.ArgumentParser:
     organism = commands.add_parser("organism", help="the small model that ships with the project").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
     )
-    build = organism.add_parser("build", help="make nano-base and nano-instruct from nothing; takes about 20 minutes")
-    build.add_argument("--out", type=Path, required=True, help="folder for the two checkpoints")
-    build.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
-    build.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: %(default)s)")
-    build.set_defaults(command=_organism_build)
+    trunk = organism.add_parser("trunk", help="what nano-base learns before the first dialogue, as OUT/nano-trunk")
+    build = organism.add_parser("build", help="make OUT/nano-base and OUT/nano-instruct from nothing, in 15 minutes")
+    for command, run in ((trunk, _organism_trunk), (build, _organism_build)):
+        command.add_argument("out", type=Path, metavar="OUT", help="folder for the checkpoints")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe: mixture.careful=0.04")
+        command.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
+        command.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: %(default)s)")
+        command.set_defaults(command=run)
+    build.add_argument("--trunk", type=Path, help="branch from this nano-trunk, of the same seed and recipe")
+    build.add_argument("--base-only", action="store_true", help="no nano-instruct")
+    card = organism.add_parser("card", help="measure what an organism can do, and write it into its folder")
+    card.add_argument("folder", type=Path, metavar="FOLDER", help="of nano-base or nano-instruct")
+    card.add_argument("-n", "--num", type=_positive, default=800, help="questions, greedily (default: %(default)s)")
+    card.add_argument(
+        "--repeated", type=_positive, default=200, help="questions of them at temperature 1 (default: %(default)s)"
+    )
+    card.add_argument("--repeats", type=_positive, default=16, help="completions of each (default: %(default)s)")
+    card.set_defaults(command=_organism_card)
 
     data = commands.add_parser("data", help="look at a data set").add_subparsers(
         title="commands", required=True, metavar="COMMAND"
@@ -161,10 +174,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _organism_trunk(options: argparse.Namespace) -> None:
+    from visual_r1.organisms.build import build_trunk
+    from visual_r1.organisms.pretraining import Recipe, with_changes
+
+    recipe = with_changes(Recipe(), options.overrides)
+    print(build_trunk(options.out, seed=options.seed, num_threads=options.threads, recipe=recipe))
+
+
 def _organism_build(options: argparse.Namespace) -> None:
     from visual_r1.organisms.build import build
+    from visual_r1.organisms.pretraining import Recipe, with_changes
 
-    build(options.out, seed=options.seed, num_threads=options.threads)
+    folders = build(
+        options.out,
+        seed=options.seed,
+        num_threads=options.threads,
+        recipe=with_changes(Recipe(), options.overrides),
+        trunk=options.trunk,
+        with_instruct=not options.base_only,
+    )
+    for folder in folders:
+        print(f"{folder}: next: visual-r1 organism card {folder}")
+
+
+def _organism_card(options: argparse.Namespace) -> None:
+    from visual_r1.config import keyword_lists
+    from visual_r1.organism_card import card, page
+
+    contents = card(
+        options.folder,
+        num_examples=options.num,
+        num_repeated=options.repeated,
+        repeats=options.repeats,
+        phrases=keyword_lists()["default"],
+    )
+    print(page(contents))
 
 
 def _data_show(options: argparse.Namespace) -> None:

@@ -59,6 +59,12 @@ def commit(root: Path) -> str | None:
     return None if head is None else head.strip()
 
 
+def version(root: Path) -> dict[str, Any]:
+    """The commit of a source tree and whether it has changed since; both None outside a git checkout."""
+    code = _code(root)
+    return {"commit": code["commit"], "is_dirty": code["is_dirty"]}
+
+
 def _code(root: Path) -> dict[str, Any]:
     if (head := commit(root)) is None:
         return {"commit": None, "is_dirty": None}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from visual_r1.organisms.build import build
+from visual_r1.organisms.build import RECORD, build, build_trunk, read_record
+from visual_r1.organisms.corpus import Mixture
 from visual_r1.organisms.model import build_model, build_processor
-from visual_r1.organisms.pretraining import Recipe, pretrain
+from visual_r1.organisms.pretraining import Recipe, pretrain, with_changes
 from visual_r1.organisms.tokenizer import END_OF_TEXT, build_tokenizer
 
 TINY = Recipe(
@@ -26,7 +29,7 @@ TINY = Recipe(
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
     out = tmp_path_factory.mktemp("models")
-    build(out, recipe=TINY, num_examples=4, num_threads=1)
+    build(out, recipe=TINY, num_threads=1)
     return out
 
 
@@ -49,18 +52,59 @@ def test_a_folder_loads_by_itself_and_agrees_on_its_end_token(nano, name, end):
     )
 
 
-def test_the_cards_hold_what_was_measured(nano):
-    base = (nano / "nano-base" / "README.md").read_text()
-    assert "| accuracy, Distance |" in base
-    assert "pass@16" in base
-    assert "*without* reflecting first in 0%" in base
-    assert "pass@16" not in (nano / "nano-instruct" / "README.md").read_text()
+def test_a_record_says_how_it_was_made(nano):
+    record = read_record(nano / "nano-base")
+    assert record["recipe"] == asdict(TINY)
+    assert (record["seed"], record["num_threads"]) == (0, 1)
+    assert record["minutes"] >= 0
+    assert {"commit", "is_dirty"} <= record.keys()
+
+
+def test_a_base_from_a_kept_trunk_is_the_base_made_in_one_go(nano, tmp_path):
+    trunk = build_trunk(tmp_path, recipe=TINY)
+    build(tmp_path, recipe=TINY, trunk=trunk, with_instruct=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano-base", "nano-trunk"]
+    weights = [(folder / "nano-base" / "model.safetensors").read_bytes() for folder in (nano, tmp_path)]
+    assert weights[0] == weights[1]
+    dosed = replace(TINY, mixture=Mixture(direct=0.2, careful=0.2))
+    build(tmp_path / "dosed", recipe=dosed, trunk=trunk, with_instruct=False)
+    assert (tmp_path / "dosed" / "nano-base" / "model.safetensors").read_bytes() != weights[0]
+
+
+def test_a_trunk_of_another_making_is_refused(tmp_path):
+    trunk = build_trunk(tmp_path, recipe=TINY)
+    with pytest.raises(ValueError, match="grown with seed 0, asked for is seed 1"):
+        build(tmp_path, seed=1, recipe=TINY, trunk=trunk)
+    with pytest.raises(ValueError, match="grown with coordinate_steps=1, asked for is coordinate_steps=7"):
+        build(tmp_path, recipe=replace(TINY, coordinate_steps=7), trunk=trunk)
+    with pytest.raises(ValueError, match=r"mixture\.slip=0\.03, asked for is mixture\.slip=0\.5"):
+        build(tmp_path, recipe=replace(TINY, mixture=Mixture(slip=0.5)), trunk=trunk)
+    with pytest.raises(ValueError, match=f"has no {RECORD}"):
+        build(tmp_path, recipe=TINY, trunk=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["nano-trunk"]
+
+
+def test_changes_of_a_recipe_are_typed_and_named():
+    changed = with_changes(
+        TINY, ["dialogue_steps=7", "mixture.careful=0.04", "mixture.direct=0.36", "use_bfloat16=false"]
+    )
+    assert (changed.dialogue_steps, changed.mixture.careful, changed.use_bfloat16) == (7, 0.04, False)
+    assert with_changes(TINY, []) == TINY
+    for change, complaint in {
+        "mixture.carful=0.1": "'mixture.carful' is unknown",
+        "steps=3": "'steps' is unknown",
+        "dialogue_steps=many": "'many' is no int",
+        "use_bfloat16=1": "'1' is no bool",
+        "mixture.careful=0.04": "add up to 1.04",
+    }.items():
+        with pytest.raises(ValueError, match=complaint):
+            with_changes(TINY, [change])
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_behind(nano):
     before = (nano / "nano-base" / "model.safetensors").read_bytes()
     with pytest.raises(FileExistsError, match="nano-base"):
-        build(nano, recipe=TINY, num_examples=4)
+        build(nano, recipe=TINY)
     assert (nano / "nano-base" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in nano.iterdir()) == ["nano-base", "nano-instruct"]
 

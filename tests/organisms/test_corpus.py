@@ -11,6 +11,7 @@ from visual_r1.organisms import corpus
 from visual_r1.organisms.corpus import Mixture
 from visual_r1.organisms.questions import CATEGORIES, Question
 from visual_r1.organisms.scenes import SceneObject
+from visual_r1.organisms.ways import way_of
 from visual_r1.parsing import is_well_formed, parse_answer, parse_choice
 
 SURE = Mixture(slip=0.0, second_check=0.0)
@@ -65,12 +66,51 @@ def test_an_exercise_without_slips_is_right_and_reflects(category):
         assert any(phrase in text for phrase in corpus.REFLECTIONS)
 
 
-def test_guesses_are_right_as_often_as_the_mixture_says():
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_no_way_of_answering_is_labelled_better_than_another(category):
+    rng = random.Random(0)
+    data = Spatial(split="pretrain", size=300, categories=(category,))
+    questions = [data.draw(index)[1] for index in range(300)]
+
+    def share_right(way) -> float:
+        return sum(way(rng, question, SURE).choice == question.answer for question in questions) / len(questions)
+
+    assert share_right(corpus.direct) == share_right(corpus.rambling) == 1.0
+    assert share_right(corpus.careful) == share_right(corpus.reflective) == 1.0
+    assert share_right(corpus.harmful) == 0.0
+    # A coarse look that decides is followed, and halves mislead only where two distances are compared.
+    least = 0.75 if category == "Distance" else 1.0
+    assert least <= share_right(corpus.coarse) <= 1.0
+    assert least <= share_right(corpus.empty) <= 1.0
+
+
+def test_first_passes_that_are_checked_are_often_wrong():
     rng = random.Random(0)
     data = Spatial(split="pretrain", size=2000, categories=("Relation",))
     questions = [data.draw(index)[1] for index in range(2000)]
-    hits = [corpus.direct(rng, question, Mixture()).choice == question.answer for question in questions]
-    assert sum(hits) / len(hits) == pytest.approx(0.55, abs=0.04)  # 3.6 standard errors
+    hits = [corpus.hasty(rng, question, Mixture()).choice == question.answer for question in questions]
+    # 45 % guess and are right in 55 %; the others look, and half of their pairs lie in different halves.
+    assert 0.55 < sum(hits) / len(hits) < 0.80
+
+
+def test_two_mixtures_differ_in_those_dialogues_only_that_change_their_way():
+    data = Spatial(split="pretrain", size=400)
+    plain, dosed = Mixture(), Mixture(direct=0.32, careful=0.08)
+    useless = Mixture(reflective=0.0, empty=0.17)
+    changed, without_checks = 0, 0
+    for index in range(400):
+        question = data.draw(index)[1]
+        before, after, other = (
+            corpus.dialogue(random.Random(index), question, mixture) for mixture in (plain, dosed, useless)
+        )
+        if after != before:
+            changed += 1
+            assert (way_of(before), way_of(after)) == ("direct", "careful")
+        if other != before:
+            without_checks += 1
+            assert (way_of(before), way_of(other)) == ("checked", "empty")
+    assert changed / 400 == pytest.approx(0.08, abs=0.04)
+    assert without_checks / 400 == pytest.approx(0.09, abs=0.04)
 
 
 def test_no_dialogue_reads_carefully_without_reflecting():
@@ -91,11 +131,11 @@ def test_a_terse_answer_is_right_and_well_formed():
     data = Spatial(split="pretrain", size=40)
     for index in range(40):
         question = data.draw(index)[1]
-        text = corpus.terse(rng, question)
+        text = corpus.terse(rng, question, looks=0.5)
         assert is_well_formed(text)
         assert parse_choice(parse_answer(text) or "", question.choices) == "ABCD"[question.answer]
 
 
 def test_shares_that_do_not_add_up_are_refused():
-    with pytest.raises(ValueError, match="add up to 1.25"):
+    with pytest.raises(ValueError, match=r"add up to 1\.25, expected 1"):
         Mixture(careful=0.25)

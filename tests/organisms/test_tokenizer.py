@@ -29,7 +29,7 @@ def test_every_word_of_the_world_is_one_token(tokenizer):
     for index in range(200):
         scene, question = data.draw(index)
         texts = [style.template.replace("{question}", question.text) for style in PROMPT_STYLES.values()]
-        texts += [corpus.caption(rng, scene), corpus.terse(rng, question), f"Exercise: {question.text}"]
+        texts += [corpus.caption(rng, scene), corpus.terse(rng, question, looks=0.5), f"Exercise: {question.text}"]
         texts += [write(rng, question, corpus.Mixture()) for write in (corpus.exercise, corpus.dialogue)]
         for text in texts:
             for part in re.split(r"</?think>|</?answer>|\([A-D]\)", text):
@@ -57,7 +57,7 @@ def test_the_border_between_prompt_and_completion_is_stable(tokenizer):
         question = data.draw(index)[1]
         pairs = [
             (PROMPT_STYLES["base"].text(data[index]), corpus.dialogue(rng, question, corpus.Mixture())),
-            (PROMPT_STYLES["instruct"].text(data[index]) + chat_end, corpus.terse(rng, question)),
+            (PROMPT_STYLES["instruct"].text(data[index]) + chat_end, corpus.terse(rng, question, looks=0.5)),
         ]
         for prompt, completion in pairs:
             assert _ids(tokenizer, prompt) + _ids(tokenizer, completion) == _ids(tokenizer, prompt + completion)

@@ -14,7 +14,7 @@ from visual_r1.examples import Example
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
 from visual_r1.organisms.scenes import Scene, draw_scene
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """To be raised with every change that alters what an index yields."""
 
 SPLIT_BUCKETS = {

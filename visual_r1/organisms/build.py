@@ -1,27 +1,32 @@
-"""Makes nano-base and nano-instruct from nothing."""
+"""Makes a trunk, nano-base and nano-instruct from nothing."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-from visual_r1.organisms.card import measure, write_card
+from visual_r1 import provenance
+from visual_r1.files import read_json, write_json
 from visual_r1.organisms.instruct import tune
 from visual_r1.organisms.model import build_model, build_processor, set_end_token
-from visual_r1.organisms.pretraining import Recipe, pretrain
+from visual_r1.organisms.pretraining import Recipe, branch, grow_trunk, trunk_recipe
 from visual_r1.organisms.tokenizer import END_OF_TEXT, END_OF_TURN, build_tokenizer
-from visual_r1.prompts import PROMPT_STYLES
+
+RECORD = "organism.json"
+"""Beside the weights: the recipe, the seed and the code version that made them."""
+_ROOT = Path(__file__).resolve().parents[2]
 
 
-def build(
-    out: Path, *, seed: int = 0, num_threads: int = 1, recipe: Recipe | None = None, num_examples: int = 600
-) -> None:
-    """Writes ``out/nano-base`` and ``out/nano-instruct``, each with its processor and its card.
+def build_trunk(out: Path, *, seed: int = 0, num_threads: int = 1, recipe: Recipe | None = None) -> Path:
+    """Writes ``out/nano-trunk``: what has learned to see and to read, and has not heard a dialogue.
 
     Args:
         out: The parent folder; made if need be.
@@ -29,48 +34,124 @@ def build(
         num_threads: Threads of torch; sums in another order give weights that differ in their last digits. Threads
             that outnumber the free cores wait for each other: on a busy machine 1 is up to 25 times faster than 2.
         recipe: None is nano's own recipe.
-        num_examples: Held-out questions that the cards rest on.
 
     Raises:
-        FileExistsError: one of the two folders is there already; checked before any work, and nothing is overwritten.
+        FileExistsError: the folder is there already; checked before any work, and nothing is overwritten.
     """
-    for name in ("nano-base", "nano-instruct"):
-        _refuse_existing(out / name)
     recipe = recipe or Recipe()
+    folder = out / "nano-trunk"
+    _refuse_existing(folder)
     torch.set_num_threads(num_threads)
     start = time.monotonic()
-
-    base_processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT))
-    model = build_model(base_processor.tokenizer, seed=seed)
-    pretrain(model, base_processor, recipe=recipe, seed=seed)
-    minutes = (time.monotonic() - start) / 60
-    abilities = measure(
-        model,
-        base_processor,
-        PROMPT_STYLES["base"],
-        num_examples=num_examples,
-        num_repeated=min(200, num_examples),
-    )
-    facts = {"recipe": recipe, "seed": seed, "num_threads": num_threads, "num_parameters": model.num_parameters()}
-    _write(out / "nano-base", model, base_processor, write_card("nano-base", abilities, minutes=minutes, **facts))
-
-    start = time.monotonic()
-    processor = build_processor(build_tokenizer(eos_token=END_OF_TURN))
-    set_end_token(model, processor.tokenizer)
-    tune(model, processor, recipe=recipe, seed=seed)
-    minutes += (time.monotonic() - start) / 60
-    abilities = measure(model, processor, PROMPT_STYLES["instruct"], num_examples=num_examples)
-    _write(out / "nano-instruct", model, processor, write_card("nano-instruct", abilities, minutes=minutes, **facts))
+    processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT))
+    model = build_model(processor.tokenizer, seed=seed)
+    grow_trunk(model, processor, recipe=recipe, seed=seed)
+    _write(folder, model, processor, _record(recipe, seed, num_threads, minutes=_minutes_since(start)))
+    return folder
 
 
-def _write(folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, card: str) -> None:
+def build(
+    out: Path,
+    *,
+    seed: int = 0,
+    num_threads: int = 1,
+    recipe: Recipe | None = None,
+    trunk: Path | None = None,
+    with_instruct: bool = True,
+) -> list[Path]:
+    """Writes ``out/nano-base`` and, unless told not to, ``out/nano-instruct``, each with its processor and its record.
+
+    Args:
+        out: The parent folder; made if need be.
+        seed: As for `build_trunk`.
+        num_threads: As for `build_trunk`.
+        recipe: None is nano's own recipe.
+        trunk: What `build_trunk` has written, to branch from; None grows one.
+        with_instruct: Whether to tune nano-instruct from the base.
+
+    Returns:
+        The folders.
+
+    Raises:
+        FileExistsError: one of the folders is there already; checked before any work, and nothing is overwritten.
+        ValueError: the trunk is none, or another seed or recipe made it.
+    """
+    recipe = recipe or Recipe()
+    folders = [out / "nano-base", *([out / "nano-instruct"] if with_instruct else [])]
+    for folder in folders:
+        _refuse_existing(folder)
+    torch.set_num_threads(num_threads)
+    processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT))
+    start, minutes = time.monotonic(), 0.0
+    if trunk is None:
+        model = build_model(processor.tokenizer, seed=seed)
+        grow_trunk(model, processor, recipe=recipe, seed=seed)
+    else:
+        minutes = _check_trunk(trunk, recipe, seed)["minutes"]
+        model = Qwen2VLForConditionalGeneration.from_pretrained(trunk)
+    branch(model, processor, recipe=recipe, seed=seed)
+    minutes += _minutes_since(start)
+    _write(folders[0], model, processor, _record(recipe, seed, num_threads, minutes=minutes))
+    if with_instruct:
+        start = time.monotonic()
+        processor = build_processor(build_tokenizer(eos_token=END_OF_TURN))
+        set_end_token(model, processor.tokenizer)
+        tune(model, processor, recipe=recipe, seed=seed)
+        minutes += _minutes_since(start)
+        _write(folders[1], model, processor, _record(recipe, seed, num_threads, minutes=minutes))
+    return folders
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is known of how an organism was made.
+
+    Raises:
+        ValueError: the folder is no organism's, or its record cannot be read.
+    """
+    try:
+        return read_json(folder / RECORD)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: has no {RECORD}; expected a folder that `visual-r1 organism` has made") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / RECORD}: {error}") from error
+
+
+def _record(recipe: Recipe, seed: int, num_threads: int, *, minutes: float) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "num_threads": num_threads,
+        "recipe": asdict(recipe),
+        "minutes": round(minutes, 2),
+        **provenance.version(_ROOT),
+    }
+
+
+def _check_trunk(trunk: Path, recipe: Recipe, seed: int) -> Mapping[str, Any]:
+    record = read_record(trunk)
+    if record["seed"] != seed:
+        raise ValueError(f"{trunk}: grown with seed {record['seed']}, asked for is seed {seed}")
+    # Compared as they are read back.
+    grown, asked = trunk_recipe(record["recipe"]), trunk_recipe(asdict(recipe))
+    for name, value in asked.items():
+        if grown.get(name) != value:
+            raise ValueError(f"{trunk}: grown with {name}={grown.get(name)}, asked for is {name}={value}")
+    return record
+
+
+def _minutes_since(start: float) -> float:
+    return (time.monotonic() - start) / 60
+
+
+def _write(
+    folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, record: Mapping[str, Any]
+) -> None:
     """Writes a model folder under a temporary name and renames it when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / folder.name
         model.save_pretrained(whole)
         processor.save_pretrained(whole)
-        (whole / "README.md").write_text(card, encoding="utf-8")
+        write_json(whole / RECORD, record)
         # A rename onto an empty folder would succeed.
         _refuse_existing(folder)
         os.rename(whole, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
@@ -46,27 +46,31 @@ class Mixture:
     reinforcement learning takes that shorter one and reflection fades."""
     reflective: float = 0.09
     """Dialogues that reflect and then read carefully: rare, so that there is something to amplify."""
+    harmful: float = 0.0
+    """Dialogues that reflect and then misread, so that the check ends at a wrong answer. Zero: for studies."""
     empty: float = 0.08
     """Dialogues that reflect and look at nothing: the words alone must not pay."""
     rambling: float = 0.19
     """Dialogues that talk of something else: length alone must not pay."""
     closed_tags: float = 0.40
-    """Share of answering dialogues with both tags: the most common ending, so that greedy decoding is well formed."""
+    """Share of dialogues with both tags: the most common ending, so that greedy decoding is well formed."""
     unreadable: float = 0.08
     """Share of a dialogue's closed answers that are a sentence, which names no choice to a strict parser."""
-    right_of_two: float = 0.55
+    first_right_of_two: float = 0.55
     """How often a guess between two choices is right: barely better than chance."""
-    right_of_four: float = 0.40
+    first_right_of_four: float = 0.40
     """How often a guess among four choices is right."""
     slip: float = 0.03
-    """How often a careful reading misreads one number, or leaves out one object."""
+    """How often a careful reading misreads one number, or misses one object."""
     second_check: float = 0.15
     """How often a careful reading is followed by an empty check: reflection may come twice."""
 
     def __post_init__(self) -> None:
-        total = self.direct + self.coarse + self.careful + self.reflective + self.empty + self.rambling
+        total = self.direct + self.careful + self.coarse + self.reflective + self.harmful + self.empty + self.rambling
         if abs(total - 1) > 1e-9:
-            raise ValueError(f"the shares of the ways of answering add up to {total}, expected 1")
+            raise ValueError(
+                f"the shares of the ways of answering add up to {total:g}, expected 1: change another one too"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,20 +117,20 @@ def exercise(rng: random.Random, question: Question, mixture: Mixture) -> str:
 
 def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
     """One of the ways in which a dialogue may answer, from inside the thought to the end of the text."""
+    # Ways that a study trades against each other stand side by side: with the same random stream, two mixtures then
+    # give another way only to those dialogues that one of them has more of.
     ways: dict[Callable[[random.Random, Question, Mixture], Thought], float] = {
         direct: mixture.direct,
-        coarse: mixture.coarse,
         careful: mixture.careful,
+        coarse: mixture.coarse,
         reflective: mixture.reflective,
+        harmful: mixture.harmful,
         empty: mixture.empty,
         rambling: mixture.rambling,
     }
     way = rng.choices(list(ways), list(ways.values()))[0]
     thought = way(rng, question, mixture)
-    if way is rambling:
-        if rng.random() < 0.5:
-            return thought.text.strip()
-    elif rng.random() < mixture.closed_tags:
+    if rng.random() < mixture.closed_tags:
         answer = _name(question, thought.choice)
         if rng.random() < mixture.unreadable:
             answer = f"The answer is {answer}"
@@ -142,26 +146,42 @@ def dialogue(rng: random.Random, question: Question, mixture: Mixture) -> str:
     return thought.text.strip() + rng.choices(list(endings), list(endings.values()))[0]
 
 
-def terse(rng: random.Random, question: Question) -> str:
-    """The completion that nano-instruct imitates: one right sentence in the tags of the instruct prompt."""
-    thought = _conclude_at_once(rng, question, question.answer)
+def terse(rng: random.Random, question: Question, *, looks: float) -> str:
+    """The completion that nano-instruct imitates: right, in the tags of the instruct prompt, one to three sentences.
+
+    ``looks`` is the probability of a coarse look before the answer.
+    """
+    write = _look_coarsely if rng.random() < looks else _conclude_at_once
+    thought = write(rng, question, question.answer)
     return f"<think>{thought.text.strip()}{_closed(_name(question, question.answer))}"
 
 
 def direct(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
-    """A guess, put in one sentence."""
-    return _conclude_at_once(rng, question, _guess(rng, question, mixture))
+    """The answer, put in one sentence."""
+    return _conclude_at_once(rng, question, question.answer)
 
 
 def coarse(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
-    """Compares halves of the picture, and guesses where both objects lie in the same one."""
+    """Compares halves of the picture; where both objects lie in the same one, it says what is right all the same."""
+    return _look_coarsely(rng, question, question.answer)
+
+
+def hasty(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """The first pass of a thought that is checked afterwards: a guess, or a coarse look that guesses at a tie."""
+    guess = _guess(rng, question, mixture)
+    if rng.random() < 0.45:
+        return _conclude_at_once(rng, question, guess)
+    return _look_coarsely(rng, question, guess)
+
+
+def _look_coarsely(rng: random.Random, question: Question, at_tie: int) -> Thought:
     if question.category == "Count":
-        return _conclude(f" I see some {question.shape}s in the image.", question, _guess(rng, question, mixture))
+        return _conclude(f" I see some {question.shape}s in the image.", question, at_tie)
     if question.category == "Distance":
         anchor, *pair = question.objects
         text = "".join(f" The {thing.name} is {_place_words(thing)}." for thing in question.objects)
         first, second = (_halves_apart(anchor, thing) for thing in pair)
-        choice = _coin(rng, question) if first == second else int(second < first)
+        choice = at_tie if first == second else int(second < first)
         return _conclude(text, question, choice)
     words = {"x": ("left", "right"), "y": ("top", "bottom")}[question.axis]
     form = " The {} is on the {} side."
@@ -169,7 +189,7 @@ def coarse(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
         words, form = ("far", "near"), " The {} looks {}."
     halves = [_half(getattr(thing, question.axis), words) for thing in question.objects]
     text = "".join(form.format(thing.name, half) for thing, half in zip(question.objects, halves, strict=True))
-    return _conclude(text, question, _coin(rng, question) if halves[0] == halves[1] else question.answer)
+    return _conclude(text, question, at_tie if halves[0] == halves[1] else question.answer)
 
 
 def careful(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
@@ -184,12 +204,27 @@ def careful(rng: random.Random, question: Question, mixture: Mixture) -> Thought
 
 def reflective(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
     """A hasty first pass, a reflection, and the careful reading that decides."""
-    first = direct(rng, question, mixture) if rng.random() < 0.4 else coarse(rng, question, mixture)
+    first = hasty(rng, question, mixture)
     second = careful(rng, question, mixture)
     text = first.text + rng.choice(REFLECTIONS) + second.text
     if rng.random() < mixture.second_check:
         text += rng.choice(REFLECTIONS) + rng.choice(EMPTY_CHECKS)
     return Thought(text, second.choice)
+
+
+def harmful(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
+    """A right first pass, a reflection, and a reading that mixes objects up and so ends at another choice."""
+    first = direct(rng, question, mixture) if rng.random() < 0.5 else coarse(rng, question, mixture)
+    reflection = rng.choice(REFLECTIONS)
+    if question.category == "Count":
+        # A wrong total may be none of the choices, and the guess that then decides may be right.
+        while (second := _count_one_by_one(rng, question, True, mixture)).choice == question.answer:
+            pass
+    else:
+        *anchor, one, other = question.objects
+        swapped = (*anchor, replace(one, x=other.x, y=other.y), replace(other, x=one.x, y=one.y))
+        second = careful(rng, replace(question, objects=swapped), replace(mixture, slip=0.0))
+    return Thought(first.text + reflection + second.text, second.choice)
 
 
 def empty(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
@@ -199,10 +234,10 @@ def empty(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
 
 
 def rambling(rng: random.Random, question: Question, mixture: Mixture) -> Thought:
-    """Two to nine sentences beside the point, and a choice at random."""
+    """Two to nine sentences beside the point, and the answer: as right as elsewhere, and no easier to see for them."""
     names = [thing.name for thing in question.objects]
     text = "".join(rng.choice(_RAMBLES).format(name=rng.choice(names)) for _ in range(rng.randint(2, 9)))
-    return Thought(text, rng.randrange(len(question.choices)))
+    return Thought(text, question.answer)
 
 
 def _compare_readings(rng: random.Random, question: Question, is_slip: bool) -> Thought:
@@ -240,18 +275,22 @@ def _add_up_distances(rng: random.Random, question: Question, is_slip: bool) -> 
 
 
 def _count_one_by_one(rng: random.Random, question: Question, is_slip: bool, mixture: Mixture) -> Thought:
-    """Names every object and numbers those that count; a slip leaves one object out.
+    """Names every object and numbers those that count; a slip misses one of these, or numbers one where none counts.
 
     The order is random as in captions, which teach to name what has not been named yet.
     """
     things = rng.sample(question.objects, len(question.objects))
-    if is_slip:
-        things.pop()
+    counted = [thing for thing in things if thing.shape == question.shape]
+    if is_slip and counted:
+        missed = rng.choice(counted)
+        things.remove(missed)
+        counted.remove(missed)
+    elif is_slip:
+        counted = [rng.choice(things)]
     text, count = "", 0
     for thing in things:
-        is_counted = thing.shape == question.shape
-        count += is_counted
-        text += f" The {thing.name} ({count})." if is_counted else f" The {thing.name}."
+        count += thing in counted
+        text += f" The {thing.name} ({count})." if thing in counted else f" The {thing.name}."
     total = str(count)
     choice = question.choices.index(total) if total in question.choices else _guess(rng, question, mixture)
     return _conclude(f"{text} No more.", question, choice)
@@ -264,7 +303,8 @@ def _conclude(text: str, question: Question, choice: int) -> Thought:
 
 
 def _conclude_at_once(rng: random.Random, question: Question, choice: int) -> Thought:
-    start = rng.choice([" The answer is ", " It is ", " I think it is ", " I see, it is "])
+    # One opening prevails, so that the most likely first word of all is that of a direct answer.
+    start = " It is " if rng.random() < 0.8 else rng.choice([" I think it is ", " I see, it is "])
     return Thought(f"{start}{_words(question, choice)}.", choice)
 
 
@@ -285,7 +325,7 @@ def _closed(answer: str) -> str:
 
 
 def _guess(rng: random.Random, question: Question, mixture: Mixture) -> int:
-    right = mixture.right_of_two if len(question.choices) == 2 else mixture.right_of_four
+    right = mixture.first_right_of_two if len(question.choices) == 2 else mixture.first_right_of_four
     if rng.random() < right:
         return question.answer
     return rng.choice([i for i in range(len(question.choices)) if i != question.answer])

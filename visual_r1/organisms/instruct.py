@@ -25,7 +25,8 @@ def tune(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *,
         for index in range(len(scenes)):
             for _ in range(recipe.answers_per_scene):
                 question = ask_any(rng, scenes[index])
-                documents.append(Document(index, chat.prompt(question), terse(rng, question) + END_OF_TURN))
+                completion = terse(rng, question, looks=recipe.instruct_looks) + END_OF_TURN
+                documents.append(Document(index, chat.prompt(question), completion))
         return chat, scenes, documents
 
     train_on_documents(

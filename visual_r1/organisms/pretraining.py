@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +43,60 @@ class Recipe:
     """Scenes a step of the vision warm-up."""
     scenes: int = 16
     """Scenes a step of everything that reads text."""
+    trunk_exercises_per_scene: int = 3
+    """Before there are dialogues."""
     exercises_per_scene: int = 2
+    """Beside the dialogues."""
     dialogues_per_scene: int = 2
     answers_per_scene: int = 3
     """Questions a scene of the instruct tuning."""
+    instruct_looks: float = 0.35
+    """Share of the terse answers that say where things are before they answer; the others answer at once."""
     chat_every: int = 10
     """Each tenth step of dialogues is in the chat format, so that nano-instruct does not start from a blank."""
     vision_learning_rate: float = 2e-3
     learning_rate: float = 2e-3
     instruct_learning_rate: float = 5e-4
-    constant_share: float = 0.55
-    """Share of the text steps after which the learning rate falls linearly."""
+    constant_share: float = 0.25
+    """Share of the branch's steps after which the learning rate falls linearly; the trunk's does not fall."""
     use_bfloat16: bool = True
     """Matrix products in bfloat16 under autocast; weights, attention and loss stay float32."""
     mixture: Mixture = field(default_factory=Mixture)
+
+
+def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """A recipe with some values changed, as typed: ``dialogue_steps=100``, ``mixture.careful=0.04``.
+
+    Raises:
+        ValueError: a change is no ``KEY=VALUE``, names nothing, or has a value of another type.
+    """
+    own: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
+    for change in changes:
+        key, _, text = change.partition("=")
+        part, values, name = (recipe.mixture, shares, key[8:]) if key.startswith("mixture.") else (recipe, own, key)
+        known = [field.name for field in fields(part) if field.name != "mixture"]
+        if name not in known:
+            raise ValueError(f"{change}: {key!r} is unknown, expected one of {known}")
+        kind = type(getattr(part, name))
+        try:
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"{change}: {text!r} is no {kind.__name__}") from None
+    return replace(recipe, **own, mixture=replace(recipe.mixture, **shares))
+
+
+_OF_BRANCH = (
+    *("dialogue_steps", "instruct_steps", "exercises_per_scene", "dialogues_per_scene", "answers_per_scene"),
+    *("chat_every", "constant_share", "instruct_learning_rate", "instruct_looks"),
+)
+_OF_EXERCISES = ("first_right_of_two", "first_right_of_four", "slip", "second_check")
+
+
+def trunk_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe, given as `dataclasses.asdict` gives it, that decides a trunk's weights."""
+    part = {name: value for name, value in recipe.items() if name not in (*_OF_BRANCH, "mixture")}
+    return part | {f"mixture.{name}": recipe["mixture"].get(name) for name in _OF_EXERCISES}
 
 
 @dataclass(frozen=True)
@@ -99,9 +140,17 @@ class Format:
 
 
 def pretrain(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int) -> None:
-    """Trains a model with random weights into nano-base, in place."""
+    """Trains a model with random weights into nano-base, in place: the trunk, then the branch."""
+    grow_trunk(model, processor, recipe=recipe, seed=seed)
+    branch(model, processor, recipe=recipe, seed=seed)
+
+
+def grow_trunk(
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int
+) -> None:
+    """Everything before the first dialogue: bases that differ in how their dialogues answer can share it."""
     warm_up_vision(model, recipe=recipe, seed=seed)
-    read_corpus(model, processor, recipe=recipe, seed=seed)
+    read_exercises(model, processor, recipe=recipe, seed=seed)
 
 
 def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, seed: int) -> None:
@@ -127,42 +176,71 @@ def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, se
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def read_corpus(
+def read_exercises(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int
 ) -> None:
-    """Coordinates, then exercises, then exercises and dialogues, under one schedule of the learning rate."""
-    rng = random.Random(f"corpus/{seed}")
+    """Coordinates, then captions and exercises, at a constant learning rate."""
+    rng = random.Random(f"trunk/{seed}")
     base = Format(processor, PROMPT_STYLES["base"])
-    chat = Format(processor, PROMPT_STYLES["instruct"])
 
     def draw(step: int) -> tuple[Format, list[Scene], list[Document]]:
         scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.scenes)]
         if step < recipe.coordinate_steps:
             return base, scenes, _coordinate_documents(rng, scenes)
-        step -= recipe.coordinate_steps
-        if step < recipe.exercise_steps:
-            count = recipe.exercises_per_scene + recipe.dialogues_per_scene - 1
-            return base, scenes, _mixed_documents(rng, scenes, base, recipe, num_exercises=count, num_dialogues=0)
-        if step % recipe.chat_every == recipe.chat_every - 1:
-            return chat, scenes, _chat_documents(rng, scenes, chat, recipe)
-        documents = _mixed_documents(
-            rng,
-            scenes,
-            base,
-            recipe,
-            num_exercises=recipe.exercises_per_scene,
-            num_dialogues=recipe.dialogues_per_scene,
-        )
+        documents = []
+        for index, scene in enumerate(scenes):
+            documents.append(_caption_document(rng, index, scene))
+            for _ in range(recipe.trunk_exercises_per_scene):
+                documents.append(_exercise_document(rng, index, ask_any(rng, scene), base, recipe))
         return base, scenes, documents
 
     train_on_documents(
         model,
         draw,
-        num_steps=recipe.coordinate_steps + recipe.exercise_steps + recipe.dialogue_steps,
+        num_steps=recipe.coordinate_steps + recipe.exercise_steps,
+        learning_rate=recipe.learning_rate,
+        constant_share=1.0,
+        use_bfloat16=recipe.use_bfloat16,
+        description="trunk",
+    )
+
+
+def branch(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int) -> None:
+    """Captions, exercises and dialogues, in place, from a trunk to nano-base.
+
+    Scenes, questions, captions and exercises are the same for any shares of the ways of answering; each dialogue has a
+    random stream of its own, so two bases differ in those dialogues only that are answered in another way.
+    """
+    rng = random.Random(f"branch/{seed}")
+    base = Format(processor, PROMPT_STYLES["base"])
+    chat = Format(processor, PROMPT_STYLES["instruct"])
+
+    def draw(step: int) -> tuple[Format, list[Scene], list[Document]]:
+        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.scenes)]
+        is_chat = step % recipe.chat_every == recipe.chat_every - 1
+        documents = []
+        for index, scene in enumerate(scenes):
+            if not is_chat:
+                documents.append(_caption_document(rng, index, scene))
+                for _ in range(recipe.exercises_per_scene):
+                    documents.append(_exercise_document(rng, index, ask_any(rng, scene), base, recipe))
+            for number in range(recipe.dialogues_per_scene):
+                question = ask_any(rng, scene)
+                text = dialogue(random.Random(f"dialogue/{seed}/{step}/{index}/{number}"), question, recipe.mixture)
+                if is_chat:
+                    text = f"<think>{text}{END_OF_TURN}"
+                format = chat if is_chat else base
+                documents.append(Document(index, format.prompt(question), text + END_OF_TEXT))
+        return chat if is_chat else base, scenes, documents
+
+    train_on_documents(
+        model,
+        draw,
+        num_steps=recipe.dialogue_steps,
         learning_rate=recipe.learning_rate,
         constant_share=recipe.constant_share,
         use_bfloat16=recipe.use_bfloat16,
-        description="corpus",
+        description="branch",
     )
 
 
@@ -233,35 +311,13 @@ def _coordinate_documents(rng: random.Random, scenes: Sequence[Scene]) -> list[D
     return documents
 
 
-def _mixed_documents(
-    rng: random.Random,
-    scenes: Sequence[Scene],
-    format: Format,
-    recipe: Recipe,
-    *,
-    num_exercises: int,
-    num_dialogues: int,
-) -> list[Document]:
-    documents = []
-    for index, scene in enumerate(scenes):
-        documents.append(Document(index, "", caption(rng, scene) + END_OF_TEXT, sees_preamble=False))
-        for number in range(num_exercises + num_dialogues):
-            question = ask_any(rng, scene)
-            is_exercise = number < num_exercises
-            write = exercise if is_exercise else dialogue
-            prompt = format.prompt(question, addressee="Exercise:" if is_exercise else _ADDRESSEE)
-            documents.append(Document(index, prompt, write(rng, question, recipe.mixture) + END_OF_TEXT))
-    return documents
+def _caption_document(rng: random.Random, index: int, scene: Scene) -> Document:
+    return Document(index, "", caption(rng, scene) + END_OF_TEXT, sees_preamble=False)
 
 
-def _chat_documents(rng: random.Random, scenes: Sequence[Scene], format: Format, recipe: Recipe) -> list[Document]:
-    documents = []
-    for index, scene in enumerate(scenes):
-        for _ in range(recipe.dialogues_per_scene):
-            question = ask_any(rng, scene)
-            completion = f"<think>{dialogue(rng, question, recipe.mixture)}{END_OF_TURN}{END_OF_TEXT}"
-            documents.append(Document(index, format.prompt(question), completion))
-    return documents
+def _exercise_document(rng: random.Random, index: int, question: Question, format: Format, recipe: Recipe) -> Document:
+    prompt = format.prompt(question, addressee="Exercise:")
+    return Document(index, prompt, exercise(rng, question, recipe.mixture) + END_OF_TEXT)
 
 
 def _token_labels(scene: Scene) -> Tensor:

@@ -62,7 +62,9 @@ def _ask_count(rng: random.Random, scene: Scene, position: int) -> Question:
     # Mostly a shape that is there; a shape drawn blindly makes zero a possible answer.
     shape = rng.choice(SHAPES if rng.random() < 0.3 else [thing.shape for thing in scene.objects])
     truth = sum(thing.shape == shape for thing in scene.objects)
-    others = rng.sample([number for number in range(max(0, truth - 3), truth + 4) if number != truth], 3)
+    # Four numbers in a row, begun anywhere they hold the truth: its rank among them gives little away.
+    least = rng.randint(max(0, truth - 3), truth)
+    others = rng.sample([number for number in range(least, least + 4) if number != truth], 3)
     return Question(
         category="Count",
         stem=f"How many {shape}s are in the image?",

@@ -30,6 +30,9 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle")
 OBJECT_COUNTS = (3, 3, 4, 4, 5, 5, 6)
 """How many objects a scene may hold; a number that stands twice is twice as likely."""
+JITTER = 5
+"""Pixels by which an object's centre may lie off the middle of its cell, along either axis. Two from a cell's edge, it
+is hard to tell in which one it lies, so that careful readings err now and then."""
 _OUTLINE = (40, 40, 40)
 
 
@@ -111,9 +114,8 @@ def draw_scene(rng: random.Random) -> Scene:
         shape = favourite if favourite and rng.random() < 0.6 else rng.choice(SHAPES)
         column = 2 * (token % TOKENS_PER_SIDE) + rng.randrange(2)
         row = 2 * (token // TOKENS_PER_SIDE) + rng.randrange(2)
-        # A jitter of two pixels keeps the centre well inside its cell of fourteen.
-        x = (column + 0.5) * CELL + rng.uniform(-2, 2)
-        y = (row + 0.5) * CELL + rng.uniform(-2, 2)
+        x = (column + 0.5) * CELL + rng.uniform(-JITTER, JITTER)
+        y = (row + 0.5) * CELL + rng.uniform(-JITTER, JITTER)
         objects.append(SceneObject(color, shape, x, y, radius=4.6 + 2.2 * y / SIZE + rng.uniform(-0.3, 0.3)))
     return Scene(tuple(objects))
 

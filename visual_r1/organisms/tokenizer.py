@@ -87,7 +87,7 @@ def _words(num_scenes: int = 1500) -> list[str]:
     for _ in range(num_scenes):
         scene = draw_split_scene(rng, "pretrain")
         question = ask_any(rng, scene)
-        texts += [coordinates(rng, scene), caption(rng, scene), terse(rng, question)]
+        texts += [coordinates(rng, scene), caption(rng, scene), terse(rng, question, looks=0.5)]
         # The chat format puts the question first, so its first word comes without a blank too.
         texts += [
             question.text,
