@@ -12,9 +12,10 @@ from visual_r1.metrics.groups import Groups
 from visual_r1.metrics.length import Length
 from visual_r1.metrics.measure import measure
 from visual_r1.metrics.reflection import Reflection
+from visual_r1.metrics.repetition import Repetition
 
 RIGHT, WRONG = "<answer>B</answer>", "<answer>A</answer>"
-EVERY = [Accuracy(), Format(), Groups(), Length(), Reflection(phrases=("wait",))]
+EVERY = [Accuracy(), Format(), Groups(), Length(), Reflection(phrases=("wait",)), Repetition(ngram=2)]
 
 
 def test_accuracy_by_category(rollout):
@@ -41,6 +42,18 @@ def test_format(rollout):
         "format/parse_rate": 4 / 5,
         "format/truncated_rate": 1 / 5,
     }
+
+
+def test_repetition(rollout):
+    rollouts = [
+        rollout("one two three"),
+        rollout("wait and wait and wait and"),  # five pairs, two of them different
+        rollout("a b a b c"),  # four pairs, three of them different
+        rollout(""),
+    ]
+    assert Repetition(ngram=2)(rollouts) == pytest.approx(
+        {"repetition/repeated_rate": (3 / 5 + 1 / 4) / 4, "repetition/looping_rate": 1 / 4}
+    )
 
 
 @pytest.mark.parametrize(

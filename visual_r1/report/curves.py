@@ -231,7 +231,8 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
             key="format",
             title="Format and truncation",
             unit="%",
-            note="Well-formed completions, empty thoughts, and completions that the length limit cut.",
+            note="Well-formed completions, empty thoughts, completions that the length limit cut, and how much of one "
+            "repeats what it has said.",
             choices=(
                 _one("well formed", _both("format/well_formed_rate")),
                 _one(
@@ -239,6 +240,7 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
                     Line(label="", probe="probe/format/truncated_rate", train="completions/clipped_ratio"),
                 ),
                 _one("empty thought", _both("format/empty_thought_rate")),
+                _one("4-grams said before", _both("repetition/repeated_rate")),
             ),
         ),
         Chart(
