@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from visual_r1 import interventions
+from visual_r1.cli import _parse
 from visual_r1.datasets.spatial import Spatial
-from visual_r1.interventions import Settings, forced_answer, intervene, num_requests
+from visual_r1.interventions import Settings, check_phrases, forced_answer, intervene, num_requests
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import ModelSource, load_policy
 from visual_r1.parsing import named_letter
@@ -27,7 +28,7 @@ SETTINGS = Settings(
     num_generations=4,
     fractions=(0.0, 0.5, 1.0),
     phrase=" Wait, let me check again.",
-    empty_phrase=" Wait, let me check again. Yes, it is right.",
+    empty_phrase=" Wait, let me check again. I see the same thing.",
     seed=0,
 )
 
@@ -213,6 +214,62 @@ def test_an_image_of_another_item_is_of_the_same_category_and_never_its_own():
     assert interventions._with_images_of_others(EXAMPLES[:4]) == {}  # one of each category
     smaller = replace(EXAMPLES[0], images=(EXAMPLES[0].images[0].resize((56, 56)),))
     assert set(interventions._with_images_of_others([smaller, *EXAMPLES[1:8]])) == {1, 2, 3, 5, 6, 7}  # 4 has only 0
+
+
+def test_of_several_questions_about_one_image_none_gets_its_own_again():
+    first, second = EXAMPLES[0], EXAMPLES[4]  # of one category
+    again = replace(first, id="again", images=(first.images[0].copy(),))
+    found = interventions._with_images_of_others([first, again, second])
+    assert {number: changed.images for number, changed in found.items()} == {
+        **{0: second.images, 1: second.images, 2: first.images}
+    }
+    assert interventions._with_images_of_others([first, again]) == {}
+
+
+def test_an_answer_in_many_words_is_not_cut(base):
+    words = "the one that stands " + "a little further to the left " * 20
+    example = replace(EXAMPLES[0], choices=("left", words.strip()))
+    engine = Scripted("It is left.")
+    asked = []
+    generate = engine.generate
+    engine.generate = lambda *given, sampling, **more: (
+        asked.append(sampling),
+        generate(*given, sampling=sampling, **more),
+    )[1]
+    intervene(base, engine, [example], settings=SETTINGS, reflection=REFLECTION)
+    [length] = {sampling.max_completion_length for sampling in asked if sampling.temperature == 0}
+    assert length > len(base.tokenizer(f"(B) {words}</answer>")["input_ids"]) > 100
+
+
+def test_what_cannot_fit_with_its_answer_is_refused_before_anything_is_sampled(base, monkeypatch):
+    room = max(base.prompt_length(example) for example in EXAMPLES) + SETTINGS.sampling.max_completion_length
+    monkeypatch.setattr(type(base), "context_length", room + 20)
+    engine: Any = Watched(TransformersEngine(batch_size=4))
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        intervene(base, engine, EXAMPLES, settings=SETTINGS, reflection=REFLECTION)
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"empty_phrase": " Wait. Yes, it is right."}, "--empty-phrase .* names a choice of .*, 'right'"),
+        ({"phrase": " Is it not  LEFT?"}, "--phrase .* names a choice of .*, 'Left.'"),
+    ],
+)
+def test_words_that_are_an_answer_are_not_put_in(settings, message):
+    example = replace(EXAMPLES[0], choices=("Left.", "right"))
+    with pytest.raises(ValueError, match=message):
+        check_phrases(replace(SETTINGS, **settings), [EXAMPLES[0], example])
+
+
+def test_the_words_put_in_by_default_are_no_answer_to_anything_usual():
+    given = _parse(["probe", "runs/x/seed0"])
+    settings = replace(SETTINGS, phrase=given.phrase, empty_phrase=given.empty_phrase)
+    usual = ("yes", "no", "true", "false", "left", "right", "above", "below", "correct", "wrong", "equal", "1")
+    check_phrases(settings, [replace(EXAMPLES[0], choices=usual), *EXAMPLES])
+    with pytest.raises(ValueError, match="names a choice"):
+        check_phrases(settings, [replace(EXAMPLES[0], choices=("again", "let"))])
 
 
 def test_the_same_seed_gives_the_same_trials_and_another_does_not(base, probed):

@@ -98,6 +98,16 @@ def test_the_effect_within_a_prompt_is_the_one_that_was_put_in(saved):
     assert before.estimate < pooled.estimate < after.estimate and pooled.model == "all steps"
 
 
+def test_words_after_the_answer_are_no_reflection_that_led_to_it(tmp_path):
+    said = {"B": "It is right.</think><answer>B</answer> Wait, no more.", "A": "It is left.</think><answer>A</answer>"}
+    rows = [row(prompt, completion=said[choice], choice=choice) for prompt in range(5) for choice in "AB"]
+    folder = RunFolder(tmp_path)
+    write_rollouts(folder.completions_at(1), rows, name="train")
+    measured = of_saved(read_saved(folder)[0], WAIT, level=0.95)
+    assert one(measured, measure="reflection_rate", step=0, keywords="strict").estimate == 0.5
+    assert not [each for each in measured if each.section in ("within_prompt", "flips") and each.keywords == "strict"]
+
+
 def test_rates_are_by_list_and_step(saved):
     _, measurements = saved
     wanted = {"source": "saved probe", "measure": "reflection_rate", "step": 0}

@@ -17,8 +17,11 @@ import yaml
 from visual_r1.cli import main
 from visual_r1.config import compose_config, resolve
 from visual_r1.files import write_json
-from visual_r1.reflection_probe import FRACTIONS, Options, probe
+from visual_r1.models import ModelSource
+from visual_r1.reflection_probe import FRACTIONS, Options, _weights, probe
 from visual_r1.reflection_record import SECTIONS, table
+from visual_r1.rollout.remembering import Journal
+from visual_r1.rollout.transformers import TransformersSampler
 from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import write_rollouts
 
@@ -34,7 +37,7 @@ def options(run, **replaced):
         "num_generations": 4,
         "seed": 0,
         "phrase": " Wait, let me check again.",
-        "empty_phrase": " Wait, let me check again. Yes, it is right.",
+        "empty_phrase": " Wait, let me check again. I see the same thing.",
         "rollout": None,
         "saved_only": False,
         "command": "visual-r1 probe ...",
@@ -173,6 +176,7 @@ def test_what_is_not_there_is_left_out_and_said(tmp_path):
         ({"models": ("after",)}, "--model after: .* is not there"),
         ({"models": ("nowhere/at/all",)}, "nowhere/at/all"),
         ({"num_generations": 0}, "--generations 0"),
+        ({"empty_phrase": " Wait. Yes, it is right."}, "--empty-phrase .* names a choice of spatial"),
     ],
 )
 def test_a_probe_that_cannot_be_made_says_so_before_anything_is_sampled(tmp_path, replaced, message):
@@ -193,6 +197,54 @@ def test_an_old_or_foreign_folder_is_one_line(tmp_path, capsys):
     assert "has no key 'probe_temperature'; it was written by another version" in capsys.readouterr().err
 
 
+def test_a_probe_that_is_cut_short_goes_on_from_what_it_has(tmp_path, monkeypatch):
+    generate, num_calls, stops = TransformersSampler.generate, 0, ()
+
+    def interrupted(sampler, *given, **more):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls in stops:
+            raise KeyboardInterrupt
+        return generate(sampler, *given, **more)
+
+    def run(folder):
+        return probe(options(folder.path, num_examples=2, num_generations=2), show=shown.append)
+
+    monkeypatch.setattr(TransformersSampler, "generate", interrupted)
+    shown, whole, cut = [], make_run(tmp_path / "seed0"), make_run(tmp_path / "seed1")
+    expected = run(whole)
+    num_needed, num_calls = num_calls, 0
+    stops = (2, num_needed - 2)  # within the first model, and in the second
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(cut)
+        assert cut.reflection_unfinished.exists() and not cut.reflection.exists()
+    found = run(cut)
+    assert num_calls == num_needed + len(stops) and not cut.reflection_unfinished.exists()
+    assert ["an earlier probe was cut short" in line for line in shown[2:]] == [True, True, False, False]
+    assert (found["sections"], found["left_out"]) == (expected["sections"], expected["left_out"])
+    one, other = (pyarrow.parquet.read_table(folder.reflection_trials) for folder in (whole, cut))
+    assert one == other
+
+
+def test_a_second_probe_of_the_run_waits(folder, tmp_path):
+    other = make_run(tmp_path / "seed0", model=None)
+    journal = Journal(other.reflection_unfinished)
+    with pytest.raises(OSError, match="is being written by another process"):
+        probe(options(other.path, num_examples=2, num_generations=1))
+    journal.close()
+
+
+def test_other_weights_are_noticed(tmp_path):
+    place = shutil.copytree(BASE, tmp_path / "model")
+    source = ModelSource(name="x", path=str(place), style="base", dtype="float32")
+    before = _weights(source)
+    assert before == _weights(source)
+    weights = (place / "model.safetensors").read_bytes()
+    (place / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert before != _weights(source) and _weights(replace(source, path="somebody/of-the-hub")) == []
+
+
 def test_another_seed_asks_other_items(folder, tmp_path):
     asked = []
     for seed in (0, 1):
@@ -205,6 +257,6 @@ def test_another_seed_asks_other_items(folder, tmp_path):
 def test_a_checkpoint_and_a_folder_are_probed_beside(folder, tmp_path):
     other = make_run(tmp_path / "seed0", model=None)
     shutil.copytree(BASE, other.checkpoints / "checkpoint-10")
-    asked = replace(options(other.path, num_examples=2, num_generations=1), models=(str(BASE),), steps=(10,))
+    asked = options(other.path, num_examples=2, num_generations=1, models=(str(BASE), str(BASE)), steps=(10, 10))
     record = probe(asked, show=lambda line: None)
     assert [(model["name"], model["step"]) for model in record["models"]] == [("step 10", 10), (str(BASE), None)]

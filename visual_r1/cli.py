@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--phrase", default=" Wait, let me check again.", help="the doubt put in (default:%(default)s)")
     probe.add_argument(
         "--empty-phrase",
-        default=" Wait, let me check again. Yes, it is right.",
+        default=" Wait, let me check again. I see the same thing.",
         help="a doubt that looks at nothing (default:%(default)s)",
     )
     probe.add_argument("--rollout", metavar="NAME", help="transformers or vllm_colocate (default: the run's)")

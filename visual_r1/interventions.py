@@ -11,6 +11,8 @@ perturbing a step of a thought, "Can Aha Moments Be Fake?" (arXiv 2510.24941).
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,8 +38,11 @@ FORCED = "reflection put in at its end"
 EMPTY = "empty reflection put in at its end"
 BLANK = "blank image"
 SHUFFLED = "image of another item"
-_MAX_ANSWER_LENGTH = 32
-"""Tokens of a forced answer: a choice in its own words, and what closes it."""
+_MIN_ANSWER_LENGTH = 32
+"""Tokens that a forced answer may take at least."""
+_ANSWER_ROOM = 12
+"""Tokens that it may take besides the longest choice's words: its letter, and what closes it."""
+_CLOSE_THINK, _OPEN_ANSWER = "</think>\n", "<answer>"
 
 
 def after(fraction: float) -> str:
@@ -136,7 +141,7 @@ class Probed:
     completed: tuple[Completed, ...]
     trials: tuple[Trial, ...]
     num_without_partner: int
-    """Items for which no other item of the same category has images of the same sizes."""
+    """Items for which no other item of the same category has other images of the same sizes."""
 
 
 def intervene(
@@ -147,6 +152,7 @@ def intervene(
     settings: Settings,
     reflection: Reflection,
     progress: Callable[[int], object] = lambda count: None,
+    remembering: Callable[[Sampler], Sampler] = lambda sampler: sampler,
 ) -> Probed:
     """Asks every question, and once more under each condition.
 
@@ -157,15 +163,53 @@ def intervene(
         settings: what is done.
         reflection: the phrases that a thought is cut before.
         progress: told now and then how many more completions are done, of about `num_requests`.
+        remembering: puts something between the questions and the sampler that answers them, such as a `Journal`.
 
     Raises:
-        ValueError: the engine takes no prefixes, or a prompt does not fit the model.
+        ValueError: the engine takes no prefixes, or a prompt with the longest thought and answer does not fit the
+            model; nothing has been sampled then.
     """
     check_engine(engine)
     fitted = [policy.fitted(example) for example in examples]
+    answer_length = _answer_length(policy, fitted)
+    added = max(num_tokens(policy, text) for text in (settings.phrase, settings.empty_phrase))
+    closed = num_tokens(policy, _CLOSE_THINK + _OPEN_ANSWER)
+    longest = settings.sampling.max_completion_length + added + closed + answer_length
+    check_context(policy, fitted, max_completion_length=longest)
     with engine.serving(policy) as sampler:
-        probe = _Probe(policy, sampler, engine.batch_size, fitted, settings, reflection, progress)
+        probe = _Probe(
+            *(policy, remembering(sampler), engine.batch_size, fitted, settings, reflection, progress, answer_length)
+        )
         return probe.run()
+
+
+def check_phrases(settings: Settings, examples: Iterable[Example]) -> None:
+    """Refuses words to put in that name a choice: "it is right" is an answer where the choices are left and right.
+
+    Raises:
+        ValueError: with the first such item's id.
+    """
+    for example in examples:
+        for option, phrase in (("--phrase", settings.phrase), ("--empty-phrase", settings.empty_phrase)):
+            for choice in example.choices:
+                words = r"\s+".join(map(re.escape, choice.strip().removesuffix(".").split()))
+                if words and re.search(rf"(?<!\w){words}(?!\w)", phrase, re.IGNORECASE):
+                    raise ValueError(
+                        f"{option} {phrase!r} names a choice of {example.id}, {choice!r}, and would put an answer into "
+                        "the thought: choose other words"
+                    )
+
+
+def num_tokens(policy: Policy, text: str) -> int:
+    """Of a text that is put in."""
+    return len(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _answer_length(policy: Policy, examples: Iterable[Example]) -> int:
+    """Tokens that a forced answer may take: a limit that cut a choice's own words would count them as no answer."""
+    choices = {choice for example in examples for choice in example.choices}
+    longest = max((num_tokens(policy, choice) for choice in choices), default=0)
+    return max(_MIN_ANSWER_LENGTH, longest + _ANSWER_ROOM)
 
 
 def check_engine(engine: RolloutEngine) -> None:
@@ -200,6 +244,7 @@ class _Probe:
     settings: Settings
     reflection: Reflection
     progress: Callable[[int], object]
+    answer_length: int
     _asked: list[_Asked] = field(default_factory=list)
     _calls: int = 0
 
@@ -347,7 +392,7 @@ class _Probe:
                     generation=one.generation if is_own else None,
                     thought_ids=tuple(ids),
                     begin=one.begin,
-                    closing="</think>\n<answer>" if one.is_open else "<answer>",
+                    closing=_CLOSE_THINK + _OPEN_ANSWER if one.is_open else _OPEN_ANSWER,
                 )
             )
 
@@ -355,7 +400,7 @@ class _Probe:
         """All that was asked, answered greedily."""
         closing = {text: self._ids(text) for text in {one.closing for one in self._asked}}
         starts = [Start(example=one.example, prefix=one.thought_ids + closing[one.closing]) for one in self._asked]
-        sampling = Sampling(max_completion_length=_MAX_ANSWER_LENGTH, temperature=0.0)
+        sampling = Sampling(max_completion_length=self.answer_length, temperature=0.0)
         return [
             self._trial(asked, completion)
             for asked, completion in zip(self._asked, self._write(starts, sampling), strict=True)
@@ -422,16 +467,22 @@ def _one_an_item(completed: Iterable[Completed]) -> list[Completed]:
 
 
 def _with_images_of_others(examples: Sequence[Example]) -> dict[int, Example]:
-    """Items over the images of the next item of their category whose images have the same sizes, by number.
+    """Items over the images of the next item of their category with other images of the same sizes, by number.
 
-    Where there is no other such item, it is left out.
+    Where there is no such item, it is left out. Benchmarks ask several questions about one image.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for number, example in enumerate(examples):
         alike[example.category, tuple(image.size for image in example.images)].append(number)
     found = {}
     for numbers in alike.values():
-        for number, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
-            if other != number:
+        pixels = {
+            number: [hashlib.sha256(image.tobytes()).digest() for image in examples[number].images]
+            for number in numbers
+        }
+        for place, number in enumerate(numbers):
+            following = numbers[place + 1 :] + numbers[:place]
+            other = next((other for other in following if pixels[other] != pixels[number]), None)
+            if other is not None:
                 found[number] = replace(examples[number], images=examples[other].images)
     return found

@@ -264,9 +264,10 @@ def _of_written(
         _from(rates, name, ratio(((p, *two) for p, two in zip(prompts, values, strict=True)), level=level), unit)
         for name, (unit, values) in ratios.items()
     ]
-    for suffix, kept in (("", pairs), (", answer readable", [(o, h) for o, h in pairs if o.choice is not None])):
+    for suffix, kept in (("", written), (", answer readable", [one for one in written if one.choice is not None])):
         outcomes = [
-            Outcome(prompt=one.prompt, visit=one.visit, reflects=count > 0, is_right=one.correct) for one, count in kept
+            Outcome(prompt=one.prompt, visit=one.visit, reflects=_reflects(one, reflection), is_right=one.correct)
+            for one in kept
         ]
         between = partial(row, section="within_prompt", condition=f"reflects{suffix}", against="does not reflect")
         for measure, estimate in (
@@ -279,14 +280,19 @@ def _of_written(
     return measured + _flips(written, reflection, partial(row, section="flips"), level=level)
 
 
+def _reflects(one: Written, reflection: Reflection) -> bool:
+    """Whether a phrase stands in the thought: one that comes after the answer cannot have made it right."""
+    start, end = thought_span(one.completion)
+    return reflection.place(one.completion[start:end]) is not None
+
+
 def _flips(
     written: Sequence[Written], reflection: Reflection, row: partial[Measurement], *, level: float
 ) -> list[Measurement]:
     """What became of the answer that stood before the first reflection, by the rule of `stated_answer`."""
     found = []
     for one in written:
-        start, end = thought_span(one.completion)
-        if one.choices is None or reflection.place(one.completion[start:end]) is None:
+        if one.choices is None or not _reflects(one, reflection):
             continue
         stated = stated_before(one.completion, reflection, question=one.question, choices=one.choices)
         found.append((one, stated, flip(stated, one.choice, solution=one.solution)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,13 @@ from visual_r1.files import read_json, write_json, write_parquet
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.models import ModelSource, saved_steps
 from visual_r1.reflection_measures import of_change, of_probed, of_saved, read_saved, schema, trial_rows
-from visual_r1.reflection_record import sections, table, with_baselines
+from visual_r1.reflection_record import Measurement, sections, table, with_baselines
 from visual_r1.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from visual_r1.examples import Example
     from visual_r1.interventions import Probed, Settings
+    from visual_r1.rollout.remembering import Journal
 
 LEVEL = 0.95
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -98,44 +101,68 @@ def probe(options: Options, *, show: Callable[[str], object] = print) -> dict[st
         "settings": None,
         "models": [],
     }
-    rows: list[dict[str, Any]] = []
-    if job is None:
-        left_out.append("new rollouts: --saved-only was asked for")
-    else:
-        record["settings"] = job.description
-        left_out += job.left_out
-        first: Probed | None = None
-        for model in job.models:
-            probed, missing = _probed(model, job, reflections[keywords["name"]])
-            measured += of_probed(
-                probed,
-                reflections,
-                model=model.name,
-                step=model.step,
-                keywords=keywords["name"],
-                fractions=FRACTIONS,
-                level=LEVEL,
-            )
-            if model.step == 0:
-                first = probed
-            elif first is not None:
-                measured += of_change(
-                    first, probed, model=model.name, step=model.step, keywords=keywords["name"], level=LEVEL
-                )
-            left_out += missing
-            rows += trial_rows(probed, model=model.name)
-            record["models"].append({"name": model.name, "path": model.source.path, "step": model.step})
-        write_parquet(folder.reflection_trials, rows, schema=schema())
-    record |= {
-        "wall_seconds": round(time.perf_counter() - started, 1),
-        "sections": sections(with_baselines(measured)),
-        "left_out": left_out,
-    }
-    write_json(folder.reflection, record)
+    with ExitStack() as stack:
+        journal = None
+        if job is None:
+            left_out.append("new rollouts: --saved-only was asked for")
+        else:
+            journal = stack.enter_context(closing(_journal(folder, show)))
+            new = _sample(job, reflections, journal, keywords=keywords["name"])
+            measured += new.measured
+            left_out += [*job.left_out, *new.left_out]
+            models = [{"name": one.name, "path": one.source.path, "step": one.step} for one in job.models]
+            record |= {"settings": job.description, "models": models}
+            write_parquet(folder.reflection_trials, new.rows, schema=schema())
+        record |= {
+            "wall_seconds": round(time.perf_counter() - started, 1),
+            "sections": sections(with_baselines(measured)),
+            "left_out": left_out,
+        }
+        write_json(folder.reflection, record)
+        if journal is not None:
+            journal.remove()
     record = read_json(folder.reflection)
     show(table(record))
     show(f"{folder.reflection}: {sum(len(part['rows']) for part in record['sections'])} numbers")
     return record
+
+
+@dataclass(kw_only=True)
+class _New:
+    """What new rollouts have shown."""
+
+    measured: list[Measurement] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def _journal(folder: RunFolder, show: Callable[[str], object]) -> Journal:
+    """What an earlier probe of this run had sampled when it was cut short; it keeps what comes now."""
+    from visual_r1.rollout.remembering import Journal
+
+    journal = Journal(folder.reflection_unfinished)
+    if journal.num_completions:
+        show(
+            f"{folder.reflection_unfinished}: an earlier probe was cut short; what it has sampled is not sampled again"
+        )
+    return journal
+
+
+def _sample(job: _Job, reflections: Mapping[str, Reflection], journal: Journal, *, keywords: str) -> _New:
+    """Asks every policy, and compares each with the first."""
+    new = _New()
+    first: Probed | None = None
+    for model in job.models:
+        probed, missing = _probed(model, job, reflections[keywords], journal)
+        named = {"model": model.name, "step": model.step, "keywords": keywords, "level": LEVEL}
+        new.measured += of_probed(probed, reflections, fractions=FRACTIONS, **named)
+        if model.step == 0:
+            first = probed
+        elif first is not None:
+            new.measured += of_change(first, probed, **named)
+        new.left_out += missing
+        new.rows += trial_rows(probed, model=model.name)
+    return new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +174,13 @@ class _Job:
     examples: Sequence[Example]
     settings: Settings
     num_threads: int | None
+    engine_config: str
     description: dict[str, Any]
     left_out: tuple[str, ...]
 
 
 def _prepare(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> _Job:
-    from visual_r1.interventions import Settings, check_engine
+    from visual_r1.interventions import Settings, check_engine, check_phrases
     from visual_r1.rollout.engine import Sampling
 
     cfg = recorded(config, rollout=options.rollout)
@@ -176,12 +204,14 @@ def _prepare(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> 
     chosen = _sampled(examples, options.num_examples, seed=options.seed)
     if len(chosen) < options.num_examples:
         left_out.append(f"items: {options.num_examples} were asked for, the benchmark has {len(chosen)}")
+    check_phrases(settings, chosen)
     return _Job(
         models=tuple(models),
         engine=engine,
         examples=chosen,
         settings=settings,
         num_threads=scale["num_threads"],
+        engine_config=str(cfg.rollout.engine),
         description={
             "benchmark": benchmark["name"],
             "num_examples": len(chosen),
@@ -208,7 +238,7 @@ def _models(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> t
     style = start.prompt_style
     models, left_out = [], []
     num_steps = saved_steps(folder.model)
-    for name in options.models or ("before", "after"):
+    for name in dict.fromkeys(options.models or ("before", "after")):
         if name == "before":
             models.append(_Model(name=name, source=start, step=0))
         elif name != "after":
@@ -221,7 +251,7 @@ def _models(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> t
             raise ConfigError(f"--model after: {folder.model} is not there; the run is not finished or trains nothing")
         else:
             left_out.append(f"after: {folder.model} is not there; the run is not finished or trains nothing")
-    for step in options.steps:
+    for step in dict.fromkeys(options.steps):
         path = folder.checkpoints / f"checkpoint-{step}"
         if not path.is_dir():
             there = sorted(int(one.name.removeprefix("checkpoint-")) for one in folder.checkpoints.glob("checkpoint-*"))
@@ -233,7 +263,7 @@ def _models(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> t
     return sorted(models, key=lambda model: (model.step is None, model.step)), left_out
 
 
-def _probed(model: _Model, job: _Job, reflection: Reflection) -> tuple[Probed, list[str]]:
+def _probed(model: _Model, job: _Job, reflection: Reflection, journal: Journal) -> tuple[Probed, list[str]]:
     """One policy under all conditions, and what of them had no item, a line each."""
     import torch
 
@@ -247,7 +277,11 @@ def _probed(model: _Model, job: _Job, reflection: Reflection) -> tuple[Probed, l
     total = num_requests(len(job.examples), job.settings)
     with tqdm(total=total, desc=f"probe, {model.name}", unit="completion") as bar:
         probed = intervene(
-            policy, job.engine, job.examples, settings=job.settings, reflection=reflection, progress=bar.update
+            *(policy, job.engine, job.examples),
+            settings=job.settings,
+            reflection=reflection,
+            progress=bar.update,
+            remembering=partial(journal.sampler, of=repr((model.source, _weights(model.source), job.engine_config))),
         )
         bar.total = bar.n  # some conditions concern only some items
         bar.refresh()
@@ -262,6 +296,15 @@ def _probed(model: _Model, job: _Job, reflection: Reflection) -> tuple[Probed, l
             "with images of the same sizes"
         )
     return probed, left_out
+
+
+def _weights(source: ModelSource) -> list[tuple[str, int, int]]:
+    """The files of a model's folder with their sizes and times, by which other weights are noticed; none of the hub's.
+
+    A model of the hub is taken to be what its id says.
+    """
+    files = sorted(path for path in Path(source.path).glob("*") if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _has_new_rollouts(file: Path) -> bool:

@@ -112,6 +112,11 @@ class RunFolder:
         return self.path / "reflection.parquet"
 
     @property
+    def reflection_unfinished(self) -> Path:
+        """What a probe has sampled that was cut short; the same command goes on from it."""
+        return self.path / "reflection.unfinished.jsonl"
+
+    @property
     def figure(self) -> Path:
         """The curves as a picture; ``figure.svg`` beside it is the same for print."""
         return self.path / "figure.png"

@@ -56,6 +56,22 @@ def test_a_token_across_the_cut_is_left_out():
     assert tokenizer.decode(ids[:num_kept]) == "It is \u4e2d 4"
 
 
+def test_short_and_long_prefixes_do_not_make_each_other_too_long(policies, monkeypatch):
+    """All of a batch are written as long as the one with most room, so a long prefix may need a batch of its own."""
+    policy = policies["base"]
+    starts = [Start(example=EXAMPLES[0], prefix=(5,) * length) for length in (7, 0, 6)]
+    monkeypatch.setattr(type(policy), "context_length", policy.prompt_length(EXAMPLES[0]) + 8)
+    with TransformersEngine(batch_size=8).serving(policy) as sampler:
+        counts = []
+        found = continued(
+            sampler, policy, starts, sampling=GREEDY, seed=0, batch_size=8, whole_length=8, progress=counts.append
+        )
+        assert counts[0] == 1 and sum(counts) == 3
+        assert all(len(one.token_ids) <= room for one, room in zip(found, (1, 8, 2), strict=True))
+        with pytest.raises(ValueError, match="exceed the model's context"):
+            continued(sampler, policy, starts, sampling=GREEDY, seed=0, batch_size=8)
+
+
 def test_continuations_come_in_order_whatever_their_lengths(policies):
     policy = policies["base"]
     whole = []

@@ -56,20 +56,28 @@ def continued(
     order = sorted(range(len(starts)), key=lambda index: len(starts[index].prefix))
     found: dict[int, Completion] = {}
     prompt_lengths: dict[str, int] = {}
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        rooms = {index: _room(starts[index], sampling, whole_length) for index in batch}
-        written = replace(sampling, max_completion_length=max(1, *rooms.values()))
-        for start in (starts[index] for index in batch):
-            if start.example.id not in prompt_lengths:
-                prompt_lengths[start.example.id] = policy.prompt_length(start.example)
-            length = prompt_lengths[start.example.id] + len(start.prefix)
-            if length + written.max_completion_length > policy.context_length:
-                raise ValueError(
-                    f"{start.example.id}: a prompt with a partly written completion, {length} tokens, and up to "
-                    f"{written.max_completion_length} more exceed the model's context of {policy.context_length}; "
-                    "lower model.max_pixels or the completion length"
-                )
+    rooms = [_room(start, sampling, whole_length) for start in starts]
+    lengths = []
+    for start, room in zip(starts, rooms, strict=True):
+        if start.example.id not in prompt_lengths:
+            prompt_lengths[start.example.id] = policy.prompt_length(start.example)
+        length = prompt_lengths[start.example.id] + len(start.prefix)
+        lengths.append(length)
+        if length + room > policy.context_length:
+            raise ValueError(
+                f"{start.example.id}: a prompt with a partly written completion, {length} tokens, and up to {room} "
+                f"more exceed the model's context of {policy.context_length}; lower model.max_pixels or the completion "
+                "length"
+            )
+    first = 0
+    while first < len(order):
+        batch = [order[first]]
+        most = max(1, rooms[batch[0]])  # the shortest prefix leaves most room, and all are written so long
+        for index in order[first + 1 : first + batch_size]:
+            if lengths[index] + most > policy.context_length:
+                break
+            batch.append(index)
+        written = replace(sampling, max_completion_length=most)
         groups = sampler.generate(
             [policy.style.messages(starts[index].example) for index in batch],
             num_generations=1,
@@ -79,6 +87,7 @@ def continued(
         )
         for index, [completion] in zip(batch, groups, strict=True):
             found[index] = _cut(completion, rooms[index])
+        first += len(batch)
         progress(len(batch))
     return [found[index] for index in range(len(starts))]
 
