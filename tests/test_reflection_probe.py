@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from visual_r1.cli import main
-from visual_r1.config import compose_config, resolve
+from visual_r1.config import build, compose_config, recorded, resolve
 from visual_r1.files import write_json
 from visual_r1.models import ModelSource
 from visual_r1.reflection_probe import FRACTIONS, Options, _weights, probe
@@ -225,6 +225,16 @@ def test_a_probe_that_is_cut_short_goes_on_from_what_it_has(tmp_path, monkeypatc
     assert (found["sections"], found["left_out"]) == (expected["sections"], expected["left_out"])
     one, other = (pyarrow.parquet.read_table(folder.reflection_trials) for folder in (whole, cut))
     assert one == other
+
+
+def test_items_that_are_not_the_runs_own_are_told(tmp_path):
+    folder = make_run(tmp_path / "seed0", model=None)
+    config = yaml.safe_load(folder.config.read_text())
+    own = build(recorded(config).benchmark.examples).fingerprint()
+    for fingerprint, are_others in ((own, False), ("of another version", True)):
+        write_json(folder.provenance, {"data": {"benchmark": fingerprint}})
+        record = probe(options(folder.path, num_examples=1, num_generations=1), show=lambda line: None)
+        assert any("not those of the run" in line for line in record["left_out"]) == are_others
 
 
 def test_a_second_probe_of_the_run_waits(folder, tmp_path):

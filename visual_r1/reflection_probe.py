@@ -205,6 +205,10 @@ def _prepare(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> 
     if len(chosen) < options.num_examples:
         left_out.append(f"items: {options.num_examples} were asked for, the benchmark has {len(chosen)}")
     check_phrases(settings, chosen)
+    if _are_others(examples, folder):
+        left_out.append(
+            "items: not those of the run, whose benchmark has other data since; its evaluation is of others"
+        )
     return _Job(
         models=tuple(models),
         engine=engine,
@@ -222,6 +226,12 @@ def _prepare(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> 
         },
         left_out=tuple(left_out),
     )
+
+
+def _are_others(examples: Any, folder: RunFolder) -> bool:
+    """Whether a benchmark's data have changed since the run was started, as far as both are known."""
+    known = read_json(folder.provenance)["data"].get("benchmark") if folder.provenance.exists() else None
+    return known is not None and hasattr(examples, "fingerprint") and known != examples.fingerprint()
 
 
 def _models(options: Options, folder: RunFolder, config: Mapping[str, Any]) -> tuple[list[_Model], list[str]]:
