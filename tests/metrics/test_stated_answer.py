@@ -51,6 +51,10 @@ def stated(text, question):
         ("Option A is correct.", CLOSER, "A"),
         ("The answer is no.", YES_NO, "B"),
         ("It is left. So it is right.", WHERE, "B"),  # the last one counts
+        ("It is left. That is right.", WHERE, None),  # a choice, or a verdict on the sentence before
+        ("It is left. Yes, it is right.", WHERE, None),
+        ("OK, I see that it is right.", WHERE, None),
+        ("Yes, it is left. That is right, it is left.", WHERE, "A"),
         ("It is left. The light is nice.", WHERE, "A"),
         ("It is 4.\nThe cup is nice", COUNT, "B"),
     ],

@@ -12,7 +12,8 @@ is, from its first word to its last, one of
 after no more than lead-in words such as *so*, *therefore*, *I think*, *I see*. NAME is a choice's letter as a capital,
 its words, both where they agree, or *the first* for the first of the choices. A sentence that asks, denies or hedges
 (*not*, *or*, *might*, *if* ...) states nothing. The last sentence that states a choice counts, unless a later one that
-denies or hedges names a choice: then the text stands at none.
+denies or hedges names a choice: then the text stands at none. So it does after *that is right* or *yes, it is right*
+where "right" is a choice: it may be a verdict on what was said before.
 
 Nothing else is read. *The cup is above the plate* may say that the cup is above or that the plate is below, depending
 on what was asked, and states nothing here. Other models have other ways to say where they stand; how many texts state
@@ -41,6 +42,12 @@ _DENIES = re.compile(
     r"|unsure|unclear|wrong|incorrect)\b|n't\b",
     re.IGNORECASE,
 )
+_VERDICTS = ("right", "correct")
+_VERDICT = re.compile(
+    rf"{_LEAD}(?:that|this){_BE}\s+(?:{'|'.join(_VERDICTS)})|(?:yes|ok|okay)\b.*\s(?:it|that|this){_BE}\s+(?:{'|'.join(_VERDICTS)})",
+    re.IGNORECASE,
+)
+"""A sentence that says of another that it holds, unless a choice has this name."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _IS_RIGHT = r"(?:(?:the|my)\s+)?(?:(?:right|correct|final|best)(?:\s+(?:answer|choice|option|one))?|answer)"
 _ANSWER = r"(?:(?:the|my)\s+)?(?:(?:right|correct|final|best)\s+)?(?:answer|choice|option)"
@@ -62,7 +69,9 @@ def stated_answer(text: str, *, question: str, choices: Sequence[str]) -> str | 
     for piece, end in _sentences(text):
         if len(piece) > _MAX_LENGTH or end == "?":
             continue
-        if not rule.denies(piece):
+        if rule.may_be_verdict(piece):
+            standing = None
+        elif not rule.denies(piece):
             standing = rule.stated(piece) or standing
         elif rule.names(piece):
             standing = None
@@ -89,6 +98,8 @@ class _Rule:
     forms: tuple[tuple[re.Pattern[str], ...], ...]
     """The whole sentences that state each choice."""
     question_words: frozenset[str]
+    has_verdict: bool
+    """A choice is called as a verdict is: "right"."""
 
     def names(self, sentence: str) -> bool:
         return bool(self.named.search(sentence))
@@ -96,6 +107,10 @@ class _Rule:
     def denies(self, sentence: str) -> bool:
         """Whether it denies or hedges, apart from what choices are called: "no" may be one."""
         return bool(_DENIES.search(self.named.sub(" ", sentence)))
+
+    def may_be_verdict(self, sentence: str) -> bool:
+        """Whether it may say a choice, or that what was said before is right."""
+        return self.has_verdict and bool(_VERDICT.fullmatch(sentence))
 
     def stated(self, sentence: str) -> str | None:
         found = [
@@ -142,7 +157,8 @@ def _rule(question: str, choices: tuple[str, ...]) -> _Rule:
                 )
             )
         )
-    return _Rule(letters, re.compile("|".join(names)), tuple(forms), frozenset(_words(asked)))
+    has_verdict = any(word in _VERDICTS for choice in choices for word in _words(choice))
+    return _Rule(letters, re.compile("|".join(names)), tuple(forms), frozenset(_words(asked)), has_verdict)
 
 
 def _words(text: str) -> list[str]:
