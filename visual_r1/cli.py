@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+from visual_r1.sweeps.processes import end_with_parent
+
 USER_ERROR = 2
 _MAX_SHOWN = 20
 
@@ -20,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A user's mistake is one line on stderr and exit code 2, not a traceback; 1 says that a check found something wrong.
     """
     options = _parse(arguments)
+    end_with_parent()
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
         code = command(options)

@@ -7,8 +7,9 @@ import pytest
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder, RunFolderError
 from visual_r1.studies.conduct import conduct, overview
+from visual_r1.studies.entries import StudyError
 from visual_r1.studies.running import needed
-from visual_r1.studies.study import StudyError, load
+from visual_r1.studies.study import load
 
 TINY = (
     "method=eval tracker=none scale.probe_size=2 scale.benchmark_size=8 scale.train_size=4 "

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from tests.studies.conftest import STUDY
-from visual_r1.studies.study import Side, StudyError, load
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.study import Side, load
 
 FIRST, SECOND = STUDY["conditions"]
 

@@ -12,7 +12,8 @@ from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
 from visual_r1.statistics import Interval, difference_over_seeds
 from visual_r1.studies import page
-from visual_r1.studies.study import StudyError, load
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.study import load
 from visual_r1.studies.verdict import judge, verdict_of
 
 LENGTH = {"says": "it lengthens", "measure": "probe/length", "of": "practised", "minus": "practised before", "above": 0}

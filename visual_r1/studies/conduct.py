@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visual_r1.files import read_json, write_text
-from visual_r1.studies import page, running
-from visual_r1.studies.study import FILE, Study, StudyError, load
+from visual_r1.studies import building, page, running
+from visual_r1.studies.dose import curve_of
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.study import FILE, HOME, Study, load
 from visual_r1.studies.verdict import judge
 
 
@@ -24,7 +26,7 @@ def conduct(
     """Runs and judges studies; what is finished already is not run again.
 
     Args:
-        names: their folders; none: all of them.
+        names: their folders; none: all but those that make models of their own, which takes hours.
         experiments: the folder that holds theirs.
         runs: where the runs lie.
         jobs: how many run at once.
@@ -38,12 +40,13 @@ def conduct(
     Raises:
         StudyError: a study that cannot be run or judged.
     """
-    studies = [load(experiments / name) for name in names or _all(experiments)]
+    scale = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith("scale=")), HOME)
+    studies = [load(experiments / name, scale=scale) for name in names or _light(experiments)]
+    builds = building.builds_of(studies, runs=runs)
     wanted = running.needed(studies, runs=runs, overrides=overrides)
     folders = {(one.cell, one.seed): one.folder for one in wanted}
-    missing = [one for one in wanted if not one.folder.is_finished]
-    if missing and not judges_alone:
-        code = running.run(missing, jobs=jobs, command=command, runs=runs)
+    if not judges_alone:
+        code = _do_missing(studies, builds, wanted, jobs=jobs, command=command, runs=runs)
         if code:
             return code
     for study in studies:
@@ -51,13 +54,43 @@ def conduct(
         if judges_alone and not all(folder.is_finished for folder in own.values()):
             print(f"{study.name}: not judged, its runs are not finished")
             continue
-        judgement = judge(study, own)
+        records = [
+            building.build_folder(runs, name, seed) / building.RECORD for name in study.builds for seed in study.seeds
+        ]
+        judgement = judge(study, own, records)
+        curve = None if study.dose is None else curve_of(study, study.dose, own)
         results = (runs / "verdicts" if overrides else experiments) / study.name
         results.mkdir(parents=True, exist_ok=True)
-        page.write(judgement, results, command=_command(study, overrides))
+        page.write(judgement, results, command=_command(study, overrides), curve=curve)
         print(_summary(study, results))
     if not overrides:
         write_text(experiments / page.README, overview(experiments))
+    return 0
+
+
+def _do_missing(
+    studies: Sequence[Study],
+    builds: Sequence[building.Build],
+    wanted: Sequence[running.Needed],
+    *,
+    jobs: int,
+    command: str,
+    runs: Path,
+) -> int:
+    """Builds, runs and probes what is not there yet; returns 0, or as a sweep ends that failed or was stopped."""
+    if unbuilt := [build for build in builds if not build.is_finished]:
+        if code := building.make(unbuilt, jobs=jobs, command=command, runs=runs):
+            return code
+    if missing := [one for one in wanted if not one.folder.is_finished]:
+        if code := running.run(missing, jobs=jobs, command=command, runs=runs):
+            return code
+    for study in studies:
+        if study.probe is None:
+            continue
+        own = [one.folder for one in wanted if one.cell in study.cells and one.seed in study.seeds]
+        if unprobed := [folder for folder in own if not building.is_probed(folder, study.probe)]:
+            if code := building.probe(unprobed, study.probe, jobs=jobs, command=command, runs=runs):
+                return code
     return 0
 
 
@@ -101,6 +134,10 @@ def _all(experiments: Path) -> list[str]:
     if not names:
         raise StudyError(f"{experiments}: no folder in it has a {FILE}")
     return names
+
+
+def _light(experiments: Path) -> list[str]:
+    return [name for name in _all(experiments) if not load(experiments / name).builds]
 
 
 def _command(study: Study, overrides: Sequence[str]) -> str:

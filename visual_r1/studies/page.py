@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visual_r1.files import write_json, write_text
 from visual_r1.report.conditions import Bar, conditions_figure
+from visual_r1.report.dose import Mark, dose_figure
 from visual_r1.statistics import Interval
+from visual_r1.studies.dose import Curve
 from visual_r1.studies.study import SHARES, Condition
 from visual_r1.studies.verdict import Finding, Judgement
 
-RESULTS, README, FIGURE = "results.json", "README.md", "figure.svg"
+RESULTS, README, FIGURE, CURVE = "results.json", "README.md", "figure.svg", "curve.svg"
 
 
-def record(judgement: Judgement, *, command: str) -> dict[str, Any]:
+def record(judgement: Judgement, *, command: str, curve: Curve | None = None) -> dict[str, Any]:
     """The contents of ``results.json``; estimate and interval at the top are those of the first condition."""
     study, first = judgement.study, judgement.findings[0]
     return {
@@ -32,7 +36,10 @@ def record(judgement: Judgement, *, command: str) -> dict[str, Any]:
         "minutes": round(judgement.minutes, 1),
         "commit": next(iter(judgement.commits)) if len(judgement.commits) == 1 else None,
         "commits": {version: list(names) for version, names in judgement.commits.items()},
+        "given": [_condition_record(finding) for finding in judgement.given],
         "conditions": [_condition_record(finding) for finding in judgement.findings],
+        "chosen": dict(judgement.chosen),
+        "curve": None if curve is None else curve.record(),
     }
 
 
@@ -43,6 +50,9 @@ def _condition_record(finding: Finding) -> dict[str, Any]:
         "measure": condition.measure,
         "of": str(condition.of),
         "minus": None if condition.minus is None else str(condition.minus),
+        "minus_measure": None if condition.minus is None else condition.minus_measure,
+        "over": condition.over,
+        "at_equal_rollouts": condition.at_equal_rollouts,
         "above": _finite(condition.above),
         "below": _finite(condition.below),
         "estimate": finding.interval.estimate,
@@ -53,22 +63,22 @@ def _condition_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def write(judgement: Judgement, folder: Path, *, command: str) -> None:
+def write(judgement: Judgement, folder: Path, *, command: str, curve: Curve | None = None) -> None:
     """Writes the results of a study into its folder."""
-    write_json(folder / RESULTS, record(judgement, command=command))
-    write_text(folder / README, readme(judgement, command=command))
+    write_json(folder / RESULTS, record(judgement, command=command, curve=curve))
+    write_text(folder / README, readme(judgement, command=command, curve=curve))
     conditions_figure([_bar(finding) for finding in judgement.findings], folder / FIGURE, title=judgement.study.claim)
+    if curve is not None:
+        _draw(curve, folder / CURVE)
 
 
-def readme(judgement: Judgement, *, command: str) -> str:
+def readme(judgement: Judgement, *, command: str, curve: Curve | None = None) -> str:
     """The page of a study."""
     study = judgement.study
-    rows = [
-        f"| {finding.condition.says} | {_asked(finding.condition)} | {shown(finding)} | {_by_seed(finding)} | "
-        f"**{finding.verdict}** |"
-        for finding in judgement.findings
-    ]
-    cells = [f"| `{name}` | `python run.py {shlex.join(typed)} seed=...` |" for name, typed in study.cells.items()]
+    cells = [f"| `{name}` | `visual-r1 {' '.join(typed)}` |" for name, typed in study.builds.items()]
+    cells += [f"| `{name}` | `python run.py {' '.join(typed)} seed=...` |" for name, typed in study.cells.items()]
+    if study.probe is not None:
+        cells.append(f"| each | `visual-r1 probe RUN {shlex.join(study.probe)}` |")
     return "\n".join(
         (
             f"# {study.claim}",
@@ -77,16 +87,16 @@ def readme(judgement: Judgement, *, command: str) -> str:
             "",
             f"The paper: {study.paper} ({study.source}).",
             "",
-            "| the claim holds if | measured | estimate and 95 % interval | by seed | verdict |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
+            *_table("the claim holds if", judgement.findings),
+            *_table("it can be decided only if", judgement.given),
+            *_chosen(judgement),
             "A condition holds if its whole interval lies where the claim says, does not hold if none of it does, and "
             "is not resolved otherwise. Intervals are for other seeds and, of shares, other items "
             "([statistics](../../docs/statistics.md)).",
             "",
             "![Each condition's interval beside what it asks for](figure.svg)",
             "",
+            *_curve(curve),
             "## What it cannot say",
             "",
             study.cannot_say,
@@ -103,6 +113,91 @@ def readme(judgement: Judgement, *, command: str) -> str:
             "This page is generated.",
             "",
         )
+    )
+
+
+def _table(head: str, findings: Sequence[Finding]) -> list[str]:
+    if not findings:
+        return []
+    rows = [
+        f"| {finding.condition.says} | {_asked(finding.condition)} | {shown(finding)} | {_by_seed(finding)} | "
+        f"**{finding.verdict}** |"
+        for finding in findings
+    ]
+    head = f"| {head} | measured | estimate and 95 % interval | by seed | verdict |"
+    return [head, "| --- | --- | --- | --- | --- |", *rows, ""]
+
+
+def _chosen(judgement: Judgement) -> list[str]:
+    lines = []
+    for name, choice in judgement.study.chosen.items():
+        others = ", ".join(f"`{cell}`" for cell in choice.of)
+        lines += [f"`{name}` is `{judgement.chosen[name]}`, the highest of {others} by `{choice.by}`.", ""]
+    return lines
+
+
+def _curve(curve: Curve | None) -> list[str]:
+    if curve is None:
+        return []
+    dose = curve.dose
+    rows = []
+    for point in curve.points:
+        amount, found = "beside the curve" if point.dose is None else f"{point.dose:g}", point.interval
+        rows.append(
+            f"| `{point.cell}` | {amount} | {_by_seed_of(point.before)} | {_by_seed_of(point.after)} | "
+            f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] |"
+        )
+    if curve.interval is not None:
+        found = f"{curve.interval.estimate:.2f} [{max(0.0, curve.interval.low):.2f}, {curve.interval.high:.2f}]"
+    else:
+        found = "not found within these doses in every seed"
+    by_seed = ", ".join(f"{one:.2f}" if math.isfinite(one) else "never" for one in curve.reaches)
+    return [
+        "## The curve",
+        "",
+        f"![{dose.measure} before and after training against {dose.label}]({CURVE})",
+        "",
+        f"| cell | {dose.label} | before, by seed | after, by seed | fit after and 95 % interval over seeds |",
+        "| --- | ---: | --- | --- | --- |",
+        *rows,
+        "",
+        f"The dose at which `{dose.measure}` has fallen to {dose.falls_to:g}: {found}; by seed {by_seed}. Each seed's "
+        "curve is the nearest that does not rise (isotonic regression), straight between doses; intervals are t's over "
+        "seeds.",
+        "",
+    ]
+
+
+def _by_seed_of(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def _draw(curve: Curve, path: Path) -> None:
+    marks = [
+        Mark(
+            label=point.cell if point.dose is None else f"{point.dose:g}",
+            before=point.before,
+            after=point.after,
+            estimate=point.interval.estimate,
+            low=point.interval.low,
+            high=point.interval.high,
+            is_on_curve=point.dose is not None,
+        )
+        for point in curve.points
+    ]
+    doses = list(curve.dose.doses.values())
+
+    def place(amount: float) -> float:
+        return float(np.interp(amount, doses, range(len(doses))))
+
+    at = curve.interval
+    dose_figure(
+        marks,
+        path,
+        label=curve.dose.label,
+        measure=curve.dose.measure,
+        falls_to=curve.dose.falls_to,
+        at=None if at is None else (place(at.estimate), place(at.low), place(at.high)),
     )
 
 
@@ -138,7 +233,8 @@ def _bar(finding: Finding) -> Bar:
 
 def _scale(measure: str, *, is_difference: bool) -> tuple[float, str]:
     """What a number is multiplied with to be shown, and its unit."""
-    is_share = measure in SHARES or measure.endswith(("accuracy", "_rate", "_ratio")) or "_rate_" in measure
+    ends_alike = measure.endswith(("accuracy", "_rate", "_ratio"))
+    is_share = measure in SHARES or ends_alike or "_rate_" in measure or "/accuracy/" in measure
     if not is_share:
         return 1.0, ""
     return 100.0, " points" if is_difference else " %"
@@ -152,7 +248,12 @@ def _asked(condition: Condition) -> str:
     scale, unit = _scale_of(condition)
     what = f"`{condition.measure}` of `{condition.of}`"
     if condition.minus is not None:
-        what += f" minus `{condition.minus}`"
+        measured = "" if condition.minus_measure == condition.measure else f"`{condition.minus_measure}` of "
+        what += f" minus {measured}`{condition.minus}`"
+    if condition.over > 1:
+        what += f", mean of {condition.over} values"
+    if condition.at_equal_rollouts:
+        what += ", after equally many rollouts,"
     bounds = [
         f"{word} {scale * bound:g}{unit}"
         for word, bound in (("above", condition.above), ("below", condition.below))

@@ -19,7 +19,9 @@ from typing import Any
 
 from visual_r1.config import ConfigError, compose_config, resolve_unchecked, run_folder
 from visual_r1.run_folder import RunFinishedError, RunFolder
-from visual_r1.studies.study import Study, StudyError
+from visual_r1.studies.building import build_folder, filled
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.study import Study
 from visual_r1.sweeps.devices import visible
 from visual_r1.sweeps.job import Job, run_job
 from visual_r1.sweeps.ledger import SweepFolder, exit_code, table
@@ -67,9 +69,11 @@ def needed(studies: Iterable[Study], *, runs: Path, overrides: Sequence[str] = (
                     "of them another name"
                 )
             for seed in study.seeds:
-                typed = (*own, *overrides, f"seed={seed}", f"name={cell}", f"runs_dir={runs}")
+                built = {name: str(build_folder(runs, name, seed)) for name in study.builds}
+                typed = (*(filled(one, built) for one in own), *overrides)
+                typed = (*typed, f"seed={seed}", f"name={cell}", f"runs_dir={runs}")
                 try:
-                    typed = (*typed, *_threads(compose_config(typed)))
+                    typed = (*typed, *_of_the_scale(compose_config(typed), seed))
                     found[cell, seed] = Needed(cell=cell, seed=seed, typed=typed, cfg=compose_config(typed))
                 except ConfigError as error:
                     raise StudyError(f"{study.name}: cells.{cell}: {error}") from error
@@ -124,9 +128,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _threads(cfg: Any) -> tuple[str, ...]:
-    """One thread where a run says how many: two runs beside each other do more than one with two threads.
+def _of_the_scale(cfg: Any, seed: int) -> tuple[str, ...]:
+    """What a study says where a scale leaves it open.
 
-    It is the same however many run at once, for sums in another order are other numbers.
+    One thread where a run says how many: two runs beside each other do more than one with two threads. It is the same
+    however many run at once, for sums in another order are other numbers. And where the scale has several builds of its
+    organisms, each seed starts from its own, so that an interval over seeds covers how the organism came out, too.
     """
-    return () if cfg.scale.num_threads is None else ("scale.num_threads=1",)
+    typed = () if cfg.scale.num_threads is None else ("scale.num_threads=1",)
+    return (*typed, f"scale.organism_seed={seed}") if "organism_seed" in cfg.scale else typed

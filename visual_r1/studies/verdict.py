@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ import pyarrow.parquet
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
 from visual_r1.statistics import Interval, curve_band, difference_over_seeds, mean_over_seeds
-from visual_r1.studies.study import LENGTH, SHARES, Condition, Side, Study, StudyError
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.study import LENGTH, PROBED, SHARES, Condition, Side, Study, When
 
 Verdict = Literal["holds", "does not hold", "not resolved"]
 
@@ -41,20 +43,34 @@ class Judgement:
 
     study: Study
     findings: tuple[Finding, ...]
+    given: tuple[Finding, ...]
+    """What must hold for the claim to be decided at all."""
+    chosen: Mapping[str, str]
+    """Which cell each name stands for that is the best of some."""
     commits: Mapping[str, tuple[str, ...]]
-    """The code versions, with the runs that each has made, as ``cell/seed``."""
+    """The code versions, with the runs that each has made, as ``cell/seed``, and the builds, as ``build:name/seed``."""
     minutes: float
-    """All its runs took, one after another."""
+    """All its runs and builds took, one after another."""
 
     @property
     def verdict(self) -> Verdict:
-        """Of the whole claim: it holds if every condition does, and does not if one does not."""
+        """Of the whole claim: it holds if every condition does, and does not if one does not.
+
+        It is not resolved where what is given does not hold, or is not known to.
+        """
+        if any(finding.verdict != "holds" for finding in self.given):
+            return "not resolved"
         verdicts = {finding.verdict for finding in self.findings}
         return next(one for one in ("does not hold", "not resolved", "holds") if one in verdicts)
 
 
-def judge(study: Study, runs: Runs) -> Judgement:
+def judge(study: Study, runs: Runs, builds: Sequence[Path] = ()) -> Judgement:
     """Judges a claim by its finished runs.
+
+    Args:
+        study: the claim.
+        runs: its runs, by cell and seed.
+        builds: the records of what was built for them.
 
     Raises:
         StudyError: a run is missing or not finished, lacks a measure, or runs that are to be compared were asked other
@@ -64,16 +80,26 @@ def judge(study: Study, runs: Runs) -> Judgement:
         for seed in study.seeds:
             if (cell, seed) not in runs or not runs[cell, seed].is_finished:
                 raise StudyError(f"{study.name}: {cell} seed {seed} is not finished: `make study NAME={study.name}`")
-    summaries = {f"{cell}/{seed}": read_json(run.summary) for (cell, seed), run in runs.items()}
+    made = {f"{cell}/{seed}": read_json(run.summary) for (cell, seed), run in runs.items()}
+    made |= {
+        f"build:{path.parent.parent.name}/{path.parent.name.removeprefix('seed')}": read_json(path) for path in builds
+    }
     commits: dict[str, list[str]] = {}
-    for name, summary in summaries.items():
-        version = f"{summary.get('commit') or 'unknown'}{' with changes' if summary.get('is_dirty') else ''}"
+    for name, record in made.items():
+        version = f"{record.get('commit') or 'unknown'}{' with changes' if record.get('is_dirty') else ''}"
         commits.setdefault(version, []).append(name)
+    chosen = {
+        name: max(choice.of, key=lambda cell, by=choice.by: _mean_after(by, cell, study.seeds, runs))
+        for name, choice in study.chosen.items()
+    }
+    known = {**runs, **{(name, seed): runs[cell, seed] for name, cell in chosen.items() for seed in study.seeds}}
     return Judgement(
         study=study,
-        findings=tuple(_finding(study, condition, runs) for condition in study.conditions),
+        findings=tuple(_finding(study, condition, known) for condition in study.conditions),
+        given=tuple(_finding(study, condition, known) for condition in study.given),
+        chosen=chosen,
         commits={version: tuple(names) for version, names in commits.items()},
-        minutes=sum(summary.get("wall_seconds", 0.0) for summary in summaries.values()) / 60,
+        minutes=sum(record.get("wall_seconds", 0.0) for record in made.values()) / 60,
     )
 
 
@@ -92,19 +118,23 @@ def verdict_of(interval: Interval, *, above: float, below: float) -> Verdict:
 def _finding(study: Study, condition: Condition, runs: Runs) -> Finding:
     of, minus = condition.of, condition.minus
     is_share = condition.measure in SHARES
-    read = _shares if is_share else _numbers
-    ones = read(condition.measure, of, study.seeds, runs)
-    others = None if minus is None else read(condition.measure, minus, study.seeds, runs)
+    others = None
+    if is_share:
+        ones = _shares(condition.measure, of, study.seeds, runs)
+        others = None if minus is None else _shares(condition.minus_measure, minus, study.seeds, runs)
+    else:
+        pairs = [_numbers(condition, runs, seed) for seed in study.seeds]
+        ones = [[one] for one, _ in pairs]
+        others = None if minus is None else [[other] for _, other in pairs]
     means = [fmean(row) for row in ones]
     if others is not None:
         means = [mine - fmean(theirs) for mine, theirs in zip(means, others, strict=True)]
     if not is_share:
-        interval = _over_seeds(means)
+        interval = over_seeds(means)
     elif minus is None or others is None:
         interval = mean_over_seeds(ones)
     else:
-        # A run and where it started from belong together; two methods meet in their seeds by chance alone.
-        interval = difference_over_seeds(ones, others, paired=minus.cell == of.cell)
+        interval = difference_over_seeds(ones, others, paired=_is_paired(study, of, minus, runs))
     return Finding(
         condition=condition,
         interval=interval,
@@ -114,7 +144,21 @@ def _finding(study: Study, condition: Condition, runs: Runs) -> Finding:
     )
 
 
-def _over_seeds(means: Sequence[float]) -> Interval:
+def _is_paired(study: Study, of: Side, minus: Side, runs: Runs) -> bool:
+    """Whether the runs of one seed belong together.
+
+    A run and where it started from do, and runs of one seed that have a start of their own: a model, or a trunk. Two
+    methods that start from one model for all seeds meet in their seeds by chance alone.
+    """
+    if minus.cell == of.cell or study.builds:
+        return True
+    ones, others = (
+        [read_json(runs[side.cell, seed].summary).get("model") for seed in study.seeds] for side in (of, minus)
+    )
+    return ones == others and len(set(ones)) == len(ones)
+
+
+def over_seeds(means: Sequence[float]) -> Interval:
     """One number a seed; a single one has no interval, and so decides nothing."""
     if len(means) < 2:
         return Interval(means[0], -math.inf, math.inf)
@@ -122,48 +166,103 @@ def _over_seeds(means: Sequence[float]) -> Interval:
 
 
 def _shares(measure: str, side: Side, seeds: Sequence[int], runs: Runs) -> list[list[float]]:
-    """Which items have the property, [seeds, items], in one order for all."""
-    tables = [_items(runs[side.cell, seed], side) for seed in seeds]
+    """The value of each item, [seeds, items], in one order for all."""
+    tables = [_items(runs[side.cell, seed], side.when) for seed in seeds]
     ids = sorted(tables[0])
     for seed, table in zip(seeds, tables, strict=True):
         if sorted(table) != ids:
             raise StudyError(
                 f"{runs[side.cell, seed].path}: it was asked other items than {runs[side.cell, seeds[0]].path}"
             )
-    return [[float(_has(measure, table[one])) for one in ids] for table in tables]
+    return [[_value(measure, table[one]) for one in ids] for table in tables]
 
 
-def _has(measure: str, item: Mapping[str, Any]) -> bool:
+def _value(measure: str, item: Mapping[str, Any]) -> float:
+    if measure == "benchmark/accuracy_with_guesses" and item["choice"] is None:
+        return 1 / len(item["choices"])
     if measure == "benchmark/reflection":
-        return bool(item["reflection"])
+        return float(bool(item["reflection"]))
     if measure == "benchmark/readable":
-        return item["choice"] is not None
+        return float(item["choice"] is not None)
     column = {
         "benchmark/accuracy": "correct",
+        "benchmark/accuracy_with_guesses": "correct",
         "benchmark/blank_accuracy": "blank_correct",
         "benchmark/truncated": "is_truncated",
     }[measure]
-    return bool(item[column])
+    return float(item[column])
 
 
-def _numbers(measure: str, side: Side, seeds: Sequence[int], runs: Runs) -> list[list[float]]:
-    """One number a seed, [seeds, 1]."""
-    return [[_number(measure, side, runs[side.cell, seed])] for seed in seeds]
+def _numbers(condition: Condition, runs: Runs, seed: int) -> tuple[float, float]:
+    """One number of each side; the second is 0 where nothing is subtracted."""
+    sides = [(condition.measure, condition.of), (condition.minus_measure, condition.minus)]
+    asked = [(measure, side, runs[side.cell, seed]) for measure, side in sides if side is not None]
+    budget = min(_rollouts(run)[-1] for _, _, run in asked) if condition.at_equal_rollouts else None
+    found = [number(measure, side.when, run, over=condition.over, budget=budget) for measure, side, run in asked]
+    return found[0], found[1] if len(found) > 1 else 0.0
 
 
-def _number(measure: str, side: Side, run: RunFolder) -> float:
+def number(measure: str, when: When, run: RunFolder, *, over: int = 1, budget: float | None = None) -> float:
+    """A measure of one run that is no share.
+
+    Args:
+        measure: ``benchmark/length``, one of ``probed/``, or a curve.
+        when: before training or after it; of a curve, its first or its last values.
+        run: finished.
+        over: how many values of a curve are averaged.
+        budget: rollouts after which a curve is read no further; None reads all.
+
+    Raises:
+        StudyError: the run lacks it.
+    """
     if measure == LENGTH:
-        return fmean(item["num_tokens"] for item in _items(run, side).values())
-    values = [row[measure] for row in run.read_metrics() if row.get(measure) is not None]
+        return fmean(item["num_tokens"] for item in _items(run, when).values())
+    if measure.startswith(PROBED):
+        return _probed(measure, when, run)
+    rows = run.read_metrics()
+    if budget is not None:
+        rows = [row for row, had in zip(rows, _rollouts(run), strict=True) if had <= budget]
+    values = [row[measure] for row in rows if row.get(measure) is not None]
     if not values:
         raise StudyError(f"{run.path}: it has no curve {measure}; see the names in {run.metrics.name}")
-    return float(values[0] if side.when == "before" else values[-1])
+    return fmean(values[:over] if when == "before" else values[-over:])
 
 
-def _items(run: RunFolder, side: Side) -> dict[str, dict[str, Any]]:
+def _mean_after(measure: str, cell: str, seeds: Sequence[int], runs: Runs) -> float:
+    return fmean(number(measure, "after", runs[cell, seed]) for seed in seeds)
+
+
+def _rollouts(run: RunFolder) -> list[float]:
+    """The rollouts sampled by each row of ``metrics.jsonl``, those included that the run did not learn from."""
+    method, had = run.read_config()["method"], 0.0
+    if "prompts_per_step" not in method:
+        raise StudyError(
+            f"{run.path}: method={method.get('name')} samples no rollouts, at_equal_rollouts has none to count"
+        )
+    counts = []
+    for row in run.read_metrics():
+        if row["step"] > 0:
+            prompts = row.get("groups/num_prompts", method["prompts_per_step"])
+            had += prompts * method["trl"]["num_generations"]
+        counts.append(had)
+    return counts
+
+
+def _probed(measure: str, when: When, run: RunFolder) -> float:
+    """An estimate of ``reflection.json``."""
+    section, name, condition = measure.removeprefix(PROBED).split("/", 2)
+    rows = next((part["rows"] for part in read_json(run.reflection)["sections"] if part["name"] == section), [])
+    for row in rows:
+        asked = (row["measure"], row["condition"], row["against"], row["model"], row["source"])
+        if asked == (name, condition, None, when, "probe") and row["estimate"] is not None:
+            return float(row["estimate"])
+    raise StudyError(f"{run.reflection}: it has no {measure} of the model {when} training")
+
+
+def _items(run: RunFolder, when: When) -> dict[str, dict[str, Any]]:
     """The benchmark's items by id."""
     rows = pyarrow.parquet.read_table(run.evaluation_items).to_pylist()
-    found = {row["example_id"]: row for row in rows if row["when"] == side.when}
+    found = {row["example_id"]: row for row in rows if row["when"] == when}
     if not found:
-        raise StudyError(f"{run.path}: its benchmark was not measured {side.when} training")
+        raise StudyError(f"{run.path}: its benchmark was not measured {when} training")
     return found

@@ -1,0 +1,56 @@
+"""The studies that ship: each is read, and each of its runs composes, at every scale that it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from visual_r1.studies.building import builds_of
+from visual_r1.studies.entries import StudyError
+from visual_r1.studies.running import needed
+from visual_r1.studies.study import load
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+NAMES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/study.yaml"))
+BUILT = ["when-reflection-rises"]
+
+
+def test_there_are_studies():
+    assert len(NAMES) >= 12 and set(BUILT) <= set(NAMES)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_all_cells_compose_together(tmp_path, scale):
+    studies = [load(EXPERIMENTS / name, scale=scale) for name in NAMES if scale == "laptop" or name not in BUILT]
+    for study in studies:
+        assert len(study.seeds) >= 3
+    overrides = () if scale == "laptop" else (f"scale={scale}",)
+    one_seed = [type(study)(**{**vars(study), "seeds": study.seeds[:1]}) for study in studies]
+    runs = needed(one_seed, runs=tmp_path, overrides=overrides)
+    assert {run.cfg.scale.name for run in runs} == {scale}
+    # What is written out for a laptop alone must not reach the paper's run.
+    for run in runs:
+        told = [one for one in run.typed if one.startswith("scale.") and scale == "paper"]
+        assert set(told) <= {"scale.sft_steps=12000"}, run.cell
+
+
+def test_what_is_built_is_built_alike():
+    study = load(EXPERIMENTS / "when-reflection-rises")
+    builds = [build for build in builds_of([study], runs=Path("runs")) if build.seed == 0]
+    bases = [build for build in builds if build.name != "trunk"]
+    assert len(builds) == 9 and {build.needs for build in bases} == {(builds[0].folder,)}
+    shares = {build.name: {one for one in build.typed if one.startswith("mixture.")} for build in bases}
+    same = {tuple(one for one in build.typed if not one.startswith("mixture.")) for build in bases}
+    assert len(same) == 1 and len({frozenset(one) for one in shares.values()}) == len(bases)
+    for build in bases:
+        changed = dict(one.removeprefix("mixture.").split("=") for one in shares[build.name])
+        # What one way of answering gains another loses, so that the rest stays as it is.
+        of_ours = {"direct": 0.40, "careful": 0.0, "reflective": 0.09, "empty": 0.08, "harmful": 0.0}
+        assert sum(map(float, changed.values())) == pytest.approx(sum(of_ours[name] for name in changed)), build.name
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_makes_its_own_models_runs_at_home_only(name):
+    with pytest.raises(StudyError, match="it runs at scale=laptop only"):
+        load(EXPERIMENTS / name, scale="paper")
