@@ -95,8 +95,8 @@ def test_first_passes_that_are_checked_are_often_wrong():
 
 def test_two_mixtures_differ_in_those_dialogues_only_that_change_their_way():
     data = Spatial(split="pretrain", size=400)
-    plain, dosed = Mixture(), Mixture(direct=0.32, careful=0.08)
-    useless = Mixture(reflective=0.0, empty=0.17)
+    plain, dosed = Mixture(), Mixture(direct=0.36, careful=0.08)
+    useless = Mixture(reflective=0.0, empty=0.08)
     changed, without_checks = 0, 0
     for index in range(400):
         question = data.draw(index)[1]
@@ -110,7 +110,7 @@ def test_two_mixtures_differ_in_those_dialogues_only_that_change_their_way():
             without_checks += 1
             assert (way_of(before), way_of(other)) == ("checked", "empty")
     assert changed / 400 == pytest.approx(0.08, abs=0.04)
-    assert without_checks / 400 == pytest.approx(0.09, abs=0.04)
+    assert without_checks / 400 == pytest.approx(0.05, abs=0.03)
 
 
 def test_no_dialogue_reads_carefully_without_reflecting():
@@ -123,7 +123,7 @@ def test_no_dialogue_reads_carefully_without_reflecting():
         if numbers:
             read.append(text)
             assert any(phrase.strip() in text[: min(numbers)] for phrase in corpus.REFLECTIONS)
-    assert 0.06 < len(read) / 1500 < 0.12
+    assert 0.03 < len(read) / 1500 < 0.07
 
 
 def test_a_terse_answer_is_right_and_well_formed():
