@@ -12,10 +12,14 @@ import pytest
 
 from tests.finished_runs import write_run
 from visual_r1.files import read_json, write_json, write_text
-from visual_r1.report.across import findings
+from visual_r1.report.across import _num_probed, findings
+from visual_r1.report.cautions import cautions
+from visual_r1.report.comparisons import Comparison, _adjusted
 from visual_r1.report.markdown import as_markdown
+from visual_r1.report.rollouts import Sampled
 from visual_r1.report.runs import read_runs
 from visual_r1.report.tidy import as_csv
+from visual_r1.statistics import Interval
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +242,48 @@ def test_causal_measures_are_shown_where_they_are_and_in_what_shape_they_are(tmp
     assert any(one.why == "probe: too few" for one in found.left_out)
     write_json(run.path / "reflection.json", {"sections": 3, "left_out": 4})
     assert not findings([tmp_path]).reflection_tables()
+
+
+def compared(p, *, estimate=0.05, is_resolved=False):
+    return Comparison(
+        benchmark="spatial",
+        one="b",
+        other="a",
+        difference=Interval(estimate, estimate - 0.03, estimate + 0.03),
+        num_comparisons=2,
+        num_items=400,
+        num_seeds=(3, 3),
+        p=p,
+        is_resolved=is_resolved,
+        smallest=0.08,
+    )
+
+
+def test_p_values_share_the_five_percent_with_the_intervals_beside_them():
+    alone, mixed = _adjusted([compared(0.03)]), _adjusted([compared(0.03), compared(None, is_resolved=True)])
+    assert (alone[0].adjusted_p, alone[0].is_resolved) == (0.03, True)
+    assert (mixed[0].adjusted_p, mixed[0].is_resolved) == (0.06, False) and mixed[1].is_resolved
+
+
+def test_a_resolved_difference_is_not_called_one_that_cannot_be():
+    (resolved,) = cautions((), (), [compared(None, is_resolved=True)])
+    (open_question,) = cautions((), (), [compared(None)])
+    assert "5.0 points is resolved, but smaller than the 8.0 that 400 items and 3 seeds" in resolved.text
+    assert "5.0 points is not resolved, and smaller than the 8.0" in open_question.text
+    assert not cautions((), (), [compared(None, estimate=0.09)])
+
+
+def test_a_single_item_is_compared_with_nothing(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name / "seed0", size=1, config={"method": {"name": name}})
+    found = findings([tmp_path])
+    assert not found.comparisons and any("a single item" in one.why for one in found.left_out)
+
+
+def test_a_band_of_a_category_is_over_its_own_examples():
+    rows = [{"source": "probe", "example_id": str(i), "category": "Count" if i < 4 else "Depth"} for i in range(16)]
+    sampled = [Sampled(step=0, rows=rows)]
+    assert _num_probed(sampled, "probe/accuracy") == 16 and _num_probed(sampled, "probe/accuracy/Count") == 4
 
 
 def test_reading_changes_nothing(runs):

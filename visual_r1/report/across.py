@@ -146,7 +146,7 @@ def drawn(
             curve_over_seeds(
                 [derived[run.folder.path].get(key) or _line(run, key) for run in entry.runs],
                 is_share=is_share,
-                num_items=_num_probed(sampled[entry.runs[0].folder.path])
+                num_items=_num_probed(sampled[entry.runs[0].folder.path], key)
                 if is_of_all and key.startswith("probe/")
                 else None,
             )
@@ -180,6 +180,12 @@ def _line(run: Run, key: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[key])) for row in run.rows if key in row]
 
 
-def _num_probed(sampled: Sequence[Sampled]) -> int | None:
-    counts = [len({row["example_id"] for row in step.of("probe")}) for step in sampled]
+def _num_probed(sampled: Sequence[Sampled], key: str) -> int | None:
+    """The examples behind a curve of the probe: all of them, or those of the category that it is about."""
+    prefix = "probe/accuracy/"
+    category = key.removeprefix(prefix) if key.startswith(prefix) else None
+    counts = [
+        len({row["example_id"] for row in step.of("probe") if category in (None, row.get("category"))})
+        for step in sampled
+    ]
     return next((count for count in counts if count), None)

@@ -119,10 +119,18 @@ def _of_comparisons(comparisons: Iterable[Comparison]) -> Iterator[Caution]:
         size = abs(one.difference.estimate)
         least = min((count for count in one.num_seeds if count is not None), default=1)
         seeds = f"{least} seed{'s' if least > 1 else ''}"
-        if size < one.smallest:
+        if size < one.smallest and one.is_resolved:
             text = (
-                f"the difference of {100 * size:.1f} points is smaller than the {100 * one.smallest:.1f} that "
-                f"{one.num_items} items and {seeds} can resolve: more seeds or items are needed to claim it"
+                f"the difference of {100 * size:.1f} points is resolved, but smaller than the "
+                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five: what is "
+                "found so is more often too large than too small"
+            )
+            yield Caution(about="too few seeds", where=where, text=text)
+        elif size < one.smallest:
+            text = (
+                f"the difference of {100 * size:.1f} points is not resolved, and smaller than the "
+                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five: more seeds "
+                "or items are needed to claim it"
             )
             yield Caution(about="too few seeds", where=where, text=text)
         elif one.has_one_seed:

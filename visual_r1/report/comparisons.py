@@ -95,6 +95,8 @@ def _cannot(one: Group, other: Group) -> str | None:
     if mine[0].ids != theirs[0].ids:
         common = len(set(mine[0].ids) & set(theirs[0].ids))
         return f"they were asked other items ({len(mine[0].ids)} and {len(theirs[0].ids)}, {common} of them the same)"
+    if len(mine[0].ids) < 2:
+        return "they were asked a single item, which has no spread"
     if "strict" not in mine[0].correct or "strict" not in theirs[0].correct:
         return "one of them was not scored by the strict rule"
     return None
@@ -139,9 +141,14 @@ def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int) -> floa
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """With Holm's p-values, which then decide what is resolved."""
+    """With Holm's p-values, which then decide what is resolved.
+
+    Comparisons that have none spend their part of the 5 % on their intervals, so the others have theirs to spend.
+    """
     tested = [index for index, one in enumerate(comparisons) if one.p is not None]
-    raised = dict(zip(tested, holm(one.p for one in comparisons if one.p is not None), strict=True))
+    share = len(comparisons) / max(1, len(tested))
+    p_values = (min(1.0, share * p) for p in holm(one.p for one in comparisons if one.p is not None))
+    raised = dict(zip(tested, p_values, strict=True))
     return [
         replace(one, adjusted_p=raised[index], is_resolved=raised[index] < 1 - _LEVEL) if index in raised else one
         for index, one in enumerate(comparisons)
