@@ -25,7 +25,7 @@ WITH_ENGINES := PATH="$(CURDIR)/$(ENGINES)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(C
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser test-engines lint bench gpu-check smoke clean
+.PHONY: help setup demo test test-browser test-engines lint bench gpu-check smoke study studies clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -91,6 +91,13 @@ gpu-check: $(ENGINES_READY) ## On a machine with a GPU: one step of the paper's 
 smoke: setup ## Look at a new DATASET=, MODEL= or METHOD=: five prompts, the answers, every solution scored
 	$(OFFLINE) $(RUN) -m visual_r1.cli smoke \
 		$(if $(DATASET),dataset=$(DATASET)) $(if $(MODEL),model=$(MODEL)) $(if $(METHOD),method=$(METHOD))
+
+study: setup ## Run, resume and judge one claim of experiments/: NAME=aha-moment
+	@test -n "$(NAME)" || { echo "which one? make study NAME=aha-moment; they are: $$(ls experiments | grep -v md | xargs)" >&2; exit 2; }
+	$(OFFLINE) $(RUN) -m visual_r1.cli study $(NAME) $(STUDY)
+
+studies: setup ## All claims but those that make their own models first (when-reflection-rises: hours): about an hour and a half
+	$(OFFLINE) $(RUN) -m visual_r1.cli study $(STUDY)
 
 lint: setup ## Check style, format and types
 	$(RUN) -m ruff check .

@@ -45,7 +45,7 @@ def write_study(tmp_path) -> Callable[..., Path]:
         folder = tmp_path / "experiments" / name
         folder.mkdir(parents=True, exist_ok=True)
         content = {key: value for key, value in {**STUDY, **changed}.items() if value is not None}
-        (folder / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return folder
 
     return write
@@ -59,8 +59,13 @@ def write_run(
     curve: Sequence[float | None] = (),
     commit: str = "a" * 40,
     ids: Sequence[str] | None = None,
+    readable: Sequence[bool] | None = None,
+    model: str | None = None,
 ) -> None:
-    """A finished run that was right on these items, and whose curve ``probe/length`` had these values."""
+    """A finished run that was right on these items, and whose curve ``probe/length`` had these values.
+
+    An answer can be read where it is right, or where ``readable`` says so; each item has four choices.
+    """
     folder.path.mkdir(parents=True)
     names = ids or [f"item {number}" for number in range(len(after))]
     write_parquet(
@@ -71,15 +76,16 @@ def write_run(
                 "example_id": name,
                 "correct": is_right,
                 "blank_correct": False,
-                "choice": "A" if is_right else None,
+                "choices": ["1", "2", "3", "4"],
+                "choice": "A" if can_be_read else None,
                 "is_truncated": not is_right,
                 "reflection": ["wait"] if is_right else [],
                 "num_tokens": 10 + 20 * is_right,
             }
             for when, verdicts in (("before", before), ("after", after))
-            for name, is_right in zip(names, verdicts, strict=True)
+            for name, is_right, can_be_read in zip(names, verdicts, readable or verdicts, strict=True)
         ],
     )
     rows = [{"step": step, **({} if value is None else {"probe/length": value})} for step, value in enumerate(curve)]
     write_jsonl(folder.metrics, rows)
-    write_json(folder.summary, {"commit": commit, "is_dirty": False, "wall_seconds": 120.0})
+    write_json(folder.summary, {"commit": commit, "is_dirty": False, "wall_seconds": 120.0, "model": model})

@@ -6,9 +6,10 @@ import math
 import random
 
 import pytest
+import yaml
 
 from tests.studies.conftest import STUDY, write_run
-from visual_r1.files import read_json
+from visual_r1.files import read_json, write_json, write_jsonl
 from visual_r1.run_folder import RunFolder
 from visual_r1.statistics import Interval, difference_over_seeds
 from visual_r1.studies import page
@@ -161,3 +162,151 @@ def test_the_record_has_what_others_read(write_study, runs):
     assert page.shown_record(record["conditions"][0]) == page.shown(judgement.findings[0])
     assert page.shown(judgement.findings[0]).startswith("+62.5 points [+54.")
     assert (folder / page.FIGURE).read_text().count("it rises by ten points: holds") == 1
+
+
+def practised(**entries):
+    """A study's cells and the one condition on them."""
+    condition = {"says": "x", "of": "practised", "above": -9, **entries}
+    cells = {cell: STUDY["cells"][cell] for cell in ("practised", "taught") if cell in str(condition.values())}
+    return {"cells": cells, "conditions": [condition]}
+
+
+def test_another_measure_of_the_same_runs_is_subtracted(write_study, runs):
+    asked = practised(measure="benchmark/accuracy", minus="practised", minus_measure="benchmark/truncated")
+    [finding] = judge(load(write_study(**asked)), runs).findings
+    assert finding.interval.estimate == pytest.approx(0.9 - 0.1, abs=0.05) and finding.num_items == 200
+
+
+def test_an_answer_that_cannot_be_read_is_a_guess(write_study, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, before=[True] * 4, after=[True, False, False, False], readable=[True, True, False, False])
+    asked = practised(measure="benchmark/accuracy_with_guesses")
+    [finding] = judge(load(write_study(seeds=[0], **asked)), {("practised", 0): folder}).findings
+    assert finding.interval.estimate == pytest.approx((1 + 0 + 1 / 4 + 1 / 4) / 4)
+
+
+def test_several_values_of_a_curve_are_averaged(write_study, runs):
+    # By seed the curve is 20, 25, 31; 21, 25, 33; 22, 25, 35.
+    asked = practised(measure="probe/length", minus="practised before", over=2)
+    [finding] = judge(load(write_study(**asked)), runs).findings
+    assert finding.by_seed == pytest.approx([(31 - 20) / 2, (33 - 21) / 2, (35 - 22) / 2])
+
+
+def test_the_best_is_chosen_by_its_curve_and_stands_for_itself(write_study, tmp_path):
+    found = {}
+    for cell, length, share in (("practised", 1.0, 0.9), ("taught", 2.0, 0.3)):
+        for seed in (0, 1, 2):
+            folder = found[cell, seed] = RunFolder(tmp_path / cell / str(seed))
+            # The last value decides: each seed's, on average.
+            write_run(folder, before=rights(0.5, 1), after=rights(share, seed), curve=[9.0 - length, length + seed])
+    best = {"best": {"of": ["practised", "taught"], "by": "probe/length"}}
+    conditions = [{"says": "x", "measure": "benchmark/accuracy", "of": "best", "above": 0}]
+    judgement = judge(load(write_study(chosen=best, conditions=conditions)), found)
+    assert judgement.chosen == {"best": "taught"}
+    assert judgement.findings[0].interval.estimate == pytest.approx(0.3, abs=0.05)
+    assert "`best` is `taught`, the highest of `practised`, `taught` by `probe/length`." in page.readme(
+        judgement, command="x"
+    )
+
+
+@pytest.mark.parametrize(("below", "expected"), [(0.99, "holds"), (0.8, "not resolved"), (0.9, "not resolved")])
+def test_without_what_is_given_nothing_is_decided(write_study, runs, below, expected):
+    given = [{"says": "there is room", "measure": "benchmark/accuracy", "of": "practised", "below": below}]
+    judgement = judge(
+        load(
+            write_study(
+                given=given,
+                conditions=practised(measure="probe/length")["conditions"],
+                cells={"practised": "method=grpo"},
+            )
+        ),
+        runs,
+    )
+    assert judgement.verdict == expected
+    shown = page.readme(judgement, command="x")
+    assert "| it can be decided only if |" in shown and "| there is room |" in shown
+    assert page.record(judgement, command="x")["given"][0]["below"] == below
+
+
+def write_rollouts(folder, steps, *, prompts=None, accuracy):
+    """A run of so many steps of 2 prompts x 4 rollouts, with the accuracy of the probe after each."""
+    write_run(folder, before=[True] * 2, after=[True] * 2)
+    config = {"method": {"name": "grpo", "prompts_per_step": 2, "trl": {"num_generations": 4}}}
+    folder.config.write_text(yaml.safe_dump(config))
+    rows = [{"step": 0, "probe/accuracy": 0.0}]
+    for step in range(1, steps + 1):
+        rows.append({"step": step, "probe/accuracy": accuracy(step)})
+        if prompts:
+            rows[-1]["groups/num_prompts"] = prompts
+    write_jsonl(folder.metrics, rows)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (None, 0.04 - 0.40),  # four steps of each
+        (4.0, 0.02 - 0.40),  # two of its steps have had as many rollouts as four of the other's
+        (100.0, 0.0 - 0.40),  # its first step had more already: it stands where it began
+    ],
+)
+def test_two_recipes_are_read_after_as_many_rollouts(write_study, tmp_path, prompts, expected):
+    found = {}
+    for seed in (0, 1):
+        found["practised", seed] = RunFolder(tmp_path / f"practised{seed}")
+        write_rollouts(found["practised", seed], 8, prompts=prompts, accuracy=lambda step: step / 100)
+        found["taught", seed] = RunFolder(tmp_path / f"taught{seed}")
+        write_rollouts(found["taught", seed], 4, accuracy=lambda step: step / 10)
+    asked = practised(measure="probe/accuracy", minus="taught", at_equal_rollouts=True)
+    [finding] = judge(load(write_study(seeds=[0, 1], **asked)), found).findings
+    assert finding.by_seed == pytest.approx([expected, expected])
+
+
+def test_what_samples_nothing_has_no_equal_rollouts(write_study, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, before=[True] * 2, after=[True] * 2, curve=[1.0])
+    folder.config.write_text("method: {name: sft}")
+    asked = practised(measure="probe/length", minus="practised before", at_equal_rollouts=True)
+    with pytest.raises(StudyError, match="method=sft samples no rollouts"):
+        judge(load(write_study(seeds=[0], **asked)), {("practised", 0): folder})
+
+
+def test_runs_that_start_from_one_model_each_are_paired_by_seed(write_study, tmp_path):
+    asked = practised(measure="benchmark/accuracy", minus="taught")
+    widths = []
+    for own in (True, False):
+        found = {}
+        for seed, share in ((0, 0.3), (1, 0.5), (2, 0.7)):
+            for cell, gain in (("practised", 0.2), ("taught", 0.0)):
+                folder = found[cell, seed] = RunFolder(tmp_path / f"{own}" / cell / str(seed))
+                after = [number < 200 * (share + gain) for number in range(200)]
+                write_run(folder, before=after, after=after, model=f"nano{seed if own else ''}")
+        [finding] = judge(load(write_study(**asked)), found).findings
+        assert finding.interval.estimate == pytest.approx(0.2)
+        widths.append(finding.interval.high - finding.interval.low)
+    assert widths[0] < widths[1] / 2
+
+
+def test_a_probe_is_read_by_section_measure_and_condition(write_study, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, before=[True] * 2, after=[True] * 2)
+    row = {"measure": "accuracy", "condition": "put in, at its end", "against": None, "source": "probe"}
+    rows = [{**row, "model": "before", "estimate": 0.25}, {**row, "model": "after", "estimate": None}]
+    rows.insert(0, {**row, "against": "another", "model": "before", "estimate": 0.9})
+    write_json(folder.reflection, {"sections": [{"name": "forced", "rows": rows}]})
+    measure = "probed/forced/accuracy/put in, at its end"
+    asked = practised(measure=measure, of="practised before")
+    study = load(write_study(seeds=[0], probe="--examples 4", **asked))
+    assert judge(study, {("practised", 0): folder}).findings[0].interval.estimate == 0.25
+    after = load(write_study(seeds=[0], probe="--examples 4", **practised(measure=measure)))
+    with pytest.raises(StudyError, match="it has no probed/forced/accuracy/put in, at its end of the model after"):
+        judge(after, {("practised", 0): folder})
+
+
+def test_builds_of_another_version_are_said_to_be(write_study, runs, tmp_path):
+    build = tmp_path / "builds" / "trunk" / "seed0" / "build.json"
+    build.parent.mkdir(parents=True)
+    write_json(build, {"commit": "b" * 40, "is_dirty": False, "wall_seconds": 600.0})
+    judgement = judge(load(write_study()), runs, [build])
+    assert judgement.commits["b" * 40] == ("build:trunk/0",)
+    assert judgement.minutes == pytest.approx(6 * 2 + 10)
+    assert "**The runs are of 2 code versions**" in page.readme(judgement, command="x")

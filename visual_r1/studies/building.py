@@ -162,7 +162,7 @@ def _all_of(
             return supervise(
                 typed,
                 folder=Path.cwd(),
-                environment={"OMP_NUM_THREADS": "1"},
+                environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()},
                 inherited=(),
                 log=log,
                 prefix="",
@@ -190,8 +190,13 @@ def _all_of(
     return exit_code(sweep)
 
 
+def _path() -> str:
+    """Puts the code that runs now before any other that is installed, as run.py does."""
+    return os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+
+
 def _command(typed: Sequence[str]) -> str:
-    return f"visual-r1 {shlex.join(typed)}"
+    return " ".join(("visual-r1", *typed))
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:

@@ -59,6 +59,7 @@ def needed(studies: Iterable[Study], *, runs: Path, overrides: Sequence[str] = (
         RunFolderError: another run lies where one should.
     """
     found: dict[tuple[str, int], Needed] = {}
+    scale = compose_config(overrides).scale
     cells: dict[str, tuple[str, tuple[str, ...]]] = {}
     for study in studies:
         for cell, own in study.cells.items():
@@ -71,9 +72,8 @@ def needed(studies: Iterable[Study], *, runs: Path, overrides: Sequence[str] = (
             for seed in study.seeds:
                 built = {name: str(build_folder(runs, name, seed)) for name in study.builds}
                 typed = (*(filled(one, built) for one in own), *overrides)
-                typed = (*typed, f"seed={seed}", f"name={cell}", f"runs_dir={runs}")
+                typed = (*typed, *_of_the_scale(scale, seed), f"seed={seed}", f"name={cell}", f"runs_dir={runs}")
                 try:
-                    typed = (*typed, *_of_the_scale(compose_config(typed), seed))
                     found[cell, seed] = Needed(cell=cell, seed=seed, typed=typed, cfg=compose_config(typed))
                 except ConfigError as error:
                     raise StudyError(f"{study.name}: cells.{cell}: {error}") from error
@@ -128,12 +128,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _of_the_scale(cfg: Any, seed: int) -> tuple[str, ...]:
+def _of_the_scale(scale: Any, seed: int) -> tuple[str, ...]:
     """What a study says where a scale leaves it open.
 
     One thread where a run says how many: two runs beside each other do more than one with two threads. It is the same
     however many run at once, for sums in another order are other numbers. And where the scale has several builds of its
     organisms, each seed starts from its own, so that an interval over seeds covers how the organism came out, too.
     """
-    typed = () if cfg.scale.num_threads is None else ("scale.num_threads=1",)
-    return (*typed, f"scale.organism_seed={seed}") if "organism_seed" in cfg.scale else typed
+    typed = () if scale.num_threads is None else ("scale.num_threads=1",)
+    return (*typed, f"scale.organism_seed={seed}") if "organism_seed" in scale else typed
