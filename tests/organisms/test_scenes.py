@@ -7,7 +7,7 @@ import random
 import pytest
 
 from visual_r1.organisms.questions import CATEGORIES, ask, cells_apart
-from visual_r1.organisms.scenes import COLORS, Scene, SceneObject, draw_scene
+from visual_r1.organisms.scenes import NANO, Scene, SceneObject, draw_scene
 
 SCENE = Scene(
     (
@@ -38,7 +38,7 @@ def test_a_picture_shows_each_object_in_its_colour():
     picture = SCENE.render()
     assert picture.size == (112, 112)
     for thing in SCENE.objects:
-        assert picture.getpixel((int(thing.x), int(thing.y))) == COLORS[thing.color]
+        assert picture.getpixel((int(thing.x), int(thing.y))) == NANO.colors[thing.color]
 
 
 def test_the_bucket_ignores_jitter_and_order_but_not_cells():

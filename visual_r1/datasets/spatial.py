@@ -12,7 +12,7 @@ from typing import Self, overload
 
 from visual_r1.examples import Example
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
-from visual_r1.organisms.scenes import Scene, draw_scene
+from visual_r1.organisms.scenes import NANO, WORLDS, Scene, World, draw_scene
 
 GENERATOR_VERSION = 2
 """To be raised with every change that alters what an index yields."""
@@ -24,6 +24,8 @@ SPLIT_BUCKETS = {
     "test": range(85, 100),
 }
 """The buckets of ``Scene.bucket`` that each split owns: no scene can belong to two splits."""
+NEW_PAIRS = "test_new"
+"""One more split of a world that keeps combinations of colour and shape back: scenes of these alone."""
 
 
 class Spatial(Sequence[Example]):
@@ -33,10 +35,22 @@ class Spatial(Sequence[Example]):
     of 16 holds each category four times and each letter of each category equally often.
     """
 
-    def __init__(self, *, split: str, size: int | None, seed: int = 0, categories: Sequence[str] = CATEGORIES) -> None:
-        """Raises ValueError for an unknown split or category, no category, or a negative size."""
-        if split not in SPLIT_BUCKETS:
-            raise ValueError(f"unknown split {split!r}, expected one of {list(SPLIT_BUCKETS)}")
+    def __init__(
+        self,
+        *,
+        split: str,
+        size: int | None,
+        seed: int = 0,
+        categories: Sequence[str] = CATEGORIES,
+        world: str = NANO.name,
+    ) -> None:
+        """Raises ValueError for an unknown world, split or category, no category, or a negative size."""
+        if world not in WORLDS:
+            raise ValueError(f"unknown world {world!r}, expected one of {list(WORLDS)}")
+        self.world = WORLDS[world]
+        splits = [*SPLIT_BUCKETS, *([NEW_PAIRS] if self.world.new_pairs else [])]
+        if split not in splits:
+            raise ValueError(f"unknown split {split!r}, expected one of {splits}")
         if size is None:
             raise ValueError("spatial makes as many examples as are asked for, say how many: size=20000")
         if size < 0:
@@ -47,6 +61,7 @@ class Spatial(Sequence[Example]):
         self.size = size
         self.seed = seed
         self.categories = tuple(categories)
+        self._name = "spatial" if self.world is NANO else f"spatial_{world}"
         self._num_steps = 0
 
     def __len__(self) -> int:
@@ -70,13 +85,13 @@ class Spatial(Sequence[Example]):
             answer=(question.answer + shift) % len(question.choices),
         )
         return Example(
-            id=f"spatial/{self.split}/{self.seed}/{index}",
+            id=f"{self._name}/{self.split}/{self.seed}/{index}",
             images=(scene.render(),),
             question=question.text,
             choices=question.choices,
             solution="ABCD"[question.answer],
             category=question.category,
-            # As the corpus of nano writes it: a number names itself, and no letter need be looked up.
+            # As the organisms' corpus writes it: a number names itself, and no letter need be looked up.
             solution_as_written=question.choices[question.answer] if question.category == "Count" else None,
         )
 
@@ -89,12 +104,12 @@ class Spatial(Sequence[Example]):
     def draw(self, index: int) -> tuple[Scene, Question]:
         """The scene and the question behind an example, for worked solutions."""
         # A string seeds through SHA-512, the same on every machine; a tuple would go through hash().
-        rng = random.Random(f"spatial/{GENERATOR_VERSION}/{self.split}/{self.seed}/{index}")
+        rng = random.Random(f"{self._name}/{GENERATOR_VERSION}/{self.split}/{self.seed}/{index}")
         turn, kind = divmod(index, len(self.categories))
         category = self.categories[kind]
         position = turn % num_choices(category)
         while True:
-            scene = draw_split_scene(rng, self.split)
+            scene = draw_split_scene(rng, self.split, self.world)
             question = ask(rng, scene, category, position=position)
             if question is not None:
                 return scene, question
@@ -102,7 +117,7 @@ class Spatial(Sequence[Example]):
     def fingerprint(self) -> str:
         """A hash of everything that decides the examples, for a run's record."""
         parts = {
-            "name": "spatial",
+            "name": self._name,
             "version": GENERATOR_VERSION,
             "split": self.split,
             "size": self.size,
@@ -113,9 +128,11 @@ class Spatial(Sequence[Example]):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def draw_split_scene(rng: random.Random, split: str) -> Scene:
+def draw_split_scene(rng: random.Random, split: str, world: World = NANO) -> Scene:
     """Draws scenes until one belongs to the split."""
+    if split == NEW_PAIRS:
+        return draw_scene(rng, world, of_new_pairs=True)
     while True:
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, world)
         if scene.bucket in SPLIT_BUCKETS[split]:
             return scene

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
-from visual_r1.organisms.scenes import SIZE, Scene, SceneObject
+from visual_r1.organisms.scenes import Scene, SceneObject
 
 REFLECTIONS = (
     " Wait, let me check again.",
@@ -92,9 +92,9 @@ def ask_any(rng: random.Random, scene: Scene) -> Question:
 
 
 def coordinates(rng: random.Random, scene: Scene) -> str:
-    """A text that names the cell of each object, in random order."""
+    """A text that names the cells of each object, in random order."""
     things = rng.sample(scene.objects, len(scene.objects))
-    return "".join(f" The {thing.name}: x{thing.column} y{thing.row}." for thing in things).strip()
+    return "".join(f" The {thing.name}: {_cells(thing)}." for thing in things).strip()
 
 
 def caption(rng: random.Random, scene: Scene) -> str:
@@ -103,7 +103,7 @@ def caption(rng: random.Random, scene: Scene) -> str:
     sentences = [f" This image has {len(things)} objects."] if rng.random() < 0.3 else []
     for thing in things:
         if rng.random() < 0.75:
-            sentences.append(f" The {thing.name}: x{thing.column} y{thing.row}.")
+            sentences.append(f" The {thing.name}: {_cells(thing)}.")
         else:
             sentences.append(f" The {thing.name} is {_place_words(thing)}.")
     return "".join(sentences).strip()
@@ -183,11 +183,12 @@ def _look_coarsely(rng: random.Random, question: Question, at_tie: int) -> Thoug
         first, second = (_halves_apart(anchor, thing) for thing in pair)
         choice = at_tie if first == second else int(second < first)
         return _conclude(text, question, choice)
-    words = {"x": ("left", "right"), "y": ("top", "bottom")}[question.axis]
+    words = {"x": ("left", "right"), "y": ("top", "bottom"), "d": ("near", "far")}[question.axis]
     form = " The {} is on the {} side."
     if question.category == "Depth":
-        words, form = ("far", "near"), " The {} looks {}."
-    halves = [_half(getattr(thing, question.axis), words) for thing in question.objects]
+        form = " The {} looks {}."
+        words = ("far", "near") if question.axis == "y" else words
+    halves = [_half(thing, question.axis, words) for thing in question.objects]
     text = "".join(form.format(thing.name, half) for thing, half in zip(question.objects, halves, strict=True))
     return _conclude(text, question, at_tie if halves[0] == halves[1] else question.answer)
 
@@ -222,7 +223,7 @@ def harmful(rng: random.Random, question: Question, mixture: Mixture) -> Thought
             pass
     else:
         *anchor, one, other = question.objects
-        swapped = (*anchor, replace(one, x=other.x, y=other.y), replace(other, x=one.x, y=one.y))
+        swapped = (*anchor, one.moved_to(other), other.moved_to(one))
         second = careful(rng, replace(question, objects=swapped), replace(mixture, slip=0.0))
     return Thought(first.text + reflection + second.text, second.choice)
 
@@ -242,9 +243,9 @@ def rambling(rng: random.Random, question: Question, mixture: Mixture) -> Though
 
 def _compare_readings(rng: random.Random, question: Question, is_slip: bool) -> Thought:
     axis = question.axis
-    readings = [thing.column if axis == "x" else thing.row for thing in question.objects]
+    readings = [thing.cell(axis) for thing in question.objects]
     if is_slip:
-        _misread(rng, readings)
+        _misread(rng, readings, question.objects[0].world.num_cells[axis])
     sign = _sign(*readings)
     first, second = question.objects
     text = f" The {first.name}: {axis}{readings[0]}. The {second.name}: {axis}{readings[1]}"
@@ -255,21 +256,23 @@ def _compare_readings(rng: random.Random, question: Question, is_slip: bool) -> 
         less, more = ("left", "right") if axis == "x" else ("above", "below")
         choice = question.choices.index(less if sign == "<" else more)
     else:
-        choice = int(sign == "<")  # the larger y is nearer
+        choice = int(sign == ("<" if axis == "y" else ">"))  # the larger y is nearer, and the smaller d
     return _conclude(text, question, choice)
 
 
 def _add_up_distances(rng: random.Random, question: Question, is_slip: bool) -> Thought:
-    readings = [number for thing in question.objects for number in (thing.column, thing.row)]
+    world = question.objects[0].world
+    across, along = world.plane_axes
+    readings = [thing.cell(axis) for thing in question.objects for axis in world.plane_axes]
     if is_slip:
-        _misread(rng, readings)
+        _misread(rng, readings, world.num_cells[across])
     (x, y), *pair = zip(readings[::2], readings[1::2], strict=True)
-    text = f" The {question.objects[0].name}: x{x} y{y}."
+    text = f" The {question.objects[0].name}: {across}{x} {along}{y}."
     sums = []
     for thing, (column, row) in zip(question.objects[1:], pair, strict=True):
         right, down = abs(column - x), abs(row - y)
         sums.append(right + down)
-        text += f" The {thing.name}: x{column} y{row} ({right}+{down}={right + down}"
+        text += f" The {thing.name}: {across}{column} {along}{row} ({right}+{down}={right + down}"
         text += ")." if len(sums) == 1 else f", {sums[1]}{_sign(*sums[::-1])}{sums[0]})."
     return _conclude(text, question, _coin(rng, question) if sums[0] == sums[1] else int(sums[1] < sums[0]))
 
@@ -335,25 +338,29 @@ def _coin(rng: random.Random, question: Question) -> int:
     return rng.randrange(len(question.choices))
 
 
-def _misread(rng: random.Random, readings: list[int]) -> None:
-    """Replaces one reading, in place, by another number from 0 to 7 at most three away."""
+def _misread(rng: random.Random, readings: list[int], num_cells: int) -> None:
+    """Replaces one reading, in place, by another number of the axis at most three away."""
     index = rng.randrange(len(readings))
     truth = readings[index]
-    readings[index] = rng.choice([n for n in range(max(0, truth - 3), min(7, truth + 3) + 1) if n != truth])
+    readings[index] = rng.choice([n for n in range(max(0, truth - 3), min(num_cells - 1, truth + 3) + 1) if n != truth])
 
 
 def _sign(first: int, second: int) -> str:
     return "<" if first < second else ">" if first > second else "="
 
 
-def _half(pixel: float, words: tuple[str, str]) -> str:
-    return words[pixel >= SIZE / 2]
+def _cells(thing: SceneObject) -> str:
+    return " ".join(f"{axis}{thing.cell(axis)}" for axis in thing.world.num_cells)
+
+
+def _half(thing: SceneObject, axis: str, words: tuple[str, str]) -> str:
+    return words[thing.along(axis) >= thing.world.middle(axis)]
 
 
 def _place_words(thing: SceneObject) -> str:
-    return f"{_half(thing.y, ('top', 'bottom'))} {_half(thing.x, ('left', 'right'))}"
+    return f"{_half(thing, 'y', ('top', 'bottom'))} {_half(thing, 'x', ('left', 'right'))}"
 
 
 def _halves_apart(first: SceneObject, second: SceneObject) -> int:
-    half = SIZE / 2
-    return ((first.x < half) != (second.x < half)) + ((first.y < half) != (second.y < half))
+    middle = first.world.side / 2
+    return ((first.x < middle) != (second.x < middle)) + ((first.y < middle) != (second.y < middle))

@@ -1,13 +1,16 @@
-"""A forward pass over nano's own weights that computes an image and its preamble once for many texts about it.
+"""A forward pass over an organism's own weights that computes an image and its preamble once for many texts about it.
 
 Hugging Face's forward is the reference (a test holds the two together); this one exists because nano is pretrained on a
-CPU in minutes. Letters: N scenes, D documents, P tokens of the shared head, L tokens of a document, H hidden size.
+CPU in minutes. Letters: N scenes, I image tokens of a scene, D documents, P tokens of the shared head, L tokens of a
+document, H hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import isqrt
 
 import numpy as np
 import torch
@@ -16,10 +19,6 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from visual_r1.organisms.scenes import TOKENS_PER_SIDE
-
-NUM_IMAGE_TOKENS = TOKENS_PER_SIDE**2
-_PATCHES = 2 * TOKENS_PER_SIDE
 _PATCH = 14
 # CLIP's normalisation, which Qwen2-VL's image processor applies.
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -33,27 +32,34 @@ class Head:
     ids: tuple[int, ...]
     image_start: int
     """Index of the first image token."""
+    tokens_per_side: int
+    """Of the image, which is square."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Of the one image."""
+        return self.tokens_per_side**2
 
     @property
     def image_end(self) -> int:
         """Index after ``<|vision_end|>``: what a caption sees of the head."""
-        return self.image_start + NUM_IMAGE_TOKENS + 1
+        return self.image_start + self.num_image_tokens + 1
 
     def next_position(self, length: Tensor) -> Tensor:
         """M-RoPE position of the token after the first ``length`` ones, which include the image; any shape."""
         # An image of 4x4 tokens takes up four positions, not sixteen.
-        return length - NUM_IMAGE_TOKENS + TOKENS_PER_SIDE
+        return length - self.num_image_tokens + self.tokens_per_side
 
     def positions(self) -> Tensor:
         """M-RoPE positions (time, height, width) of the head's tokens, ``[3, P]``."""
         text = torch.arange(len(self.ids))
-        text[self.image_start + NUM_IMAGE_TOKENS :] -= NUM_IMAGE_TOKENS - TOKENS_PER_SIDE
+        text[self.image_start + self.num_image_tokens :] -= self.num_image_tokens - self.tokens_per_side
         positions = text.expand(3, -1).clone()
-        image = slice(self.image_start, self.image_start + NUM_IMAGE_TOKENS)
-        index = torch.arange(NUM_IMAGE_TOKENS)
+        image = slice(self.image_start, self.image_start + self.num_image_tokens)
+        index = torch.arange(self.num_image_tokens)
         positions[0, image] = self.image_start
-        positions[1, image] = self.image_start + index // TOKENS_PER_SIDE
-        positions[2, image] = self.image_start + index % TOKENS_PER_SIDE
+        positions[1, image] = self.image_start + index // self.tokens_per_side
+        positions[2, image] = self.image_start + index % self.tokens_per_side
         return positions
 
 
@@ -68,14 +74,15 @@ class HeadStates:
 
 
 def to_patches(pictures: Sequence[Image]) -> Tensor:
-    """Pixels in Qwen2-VL's order (blocks of 2x2 patches), float ``[N, 64, 588]``; for 112x112 pictures only.
+    """Pixels in Qwen2-VL's order (blocks of 2x2 patches), float ``[N, 4I, 588]``; for square pictures of one size.
 
     The processor repeats each frame for its temporal patches of two; here the kernel is summed over time instead.
     """
     pixels = np.stack([np.asarray(picture) for picture in pictures]).astype(np.float32) / 255
     pixels = (pixels - _MEAN) / _STD
-    blocks = pixels.reshape(len(pictures), TOKENS_PER_SIDE, 2, _PATCH, TOKENS_PER_SIDE, 2, _PATCH, 3)
-    ordered = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pictures), _PATCHES**2, 3 * _PATCH**2)
+    tokens = pixels.shape[1] // (2 * _PATCH)
+    blocks = pixels.reshape(len(pictures), tokens, 2, _PATCH, tokens, 2, _PATCH, 3)
+    ordered = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(pictures), 4 * tokens**2, 3 * _PATCH**2)
     return torch.from_numpy(np.ascontiguousarray(ordered))
 
 
@@ -91,27 +98,27 @@ class FastForward:
         self.head_size = config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
         self._text_cos, self._text_sin = self._rotary(torch.arange(max_positions).expand(3, -1))
-        self._vision_cos, self._vision_sin = self._vision_rotary()
+        self._vision_rotary = cache(self._compute_vision_rotary)
 
     def images(self, patches: Tensor) -> Tensor:
-        """Image tokens ``[N, 16, H]`` of patches ``[N, 64, 588]``."""
-        count, visual, heads = len(patches), self.visual, self.visual.config.num_heads
+        """Image tokens ``[N, I, H]`` of patches ``[N, 4I, 588]``."""
+        count, num_patches, visual, heads = *patches.shape[:2], self.visual, self.visual.config.num_heads
+        cos, sin = self._vision_rotary(isqrt(num_patches))
         kernel = visual.patch_embed.proj.weight.sum(2).reshape(visual.config.embed_dim, -1)
         hidden = F.linear(patches, kernel)
         for block in visual.blocks:
-            mixed = block.attn.qkv(block.norm1(hidden)).view(count, _PATCHES**2, 3, heads, -1)
+            mixed = block.attn.qkv(block.norm1(hidden)).view(count, num_patches, 3, heads, -1)
             query, key, value = mixed.permute(2, 0, 3, 1, 4)
-            query = _rotate(query, self._vision_cos, self._vision_sin)
-            key = _rotate(key, self._vision_cos, self._vision_sin)
-            attended = _attention(query, key, value).transpose(1, 2).reshape(count, _PATCHES**2, -1)
+            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+            attended = _attention(query, key, value).transpose(1, 2).reshape(count, num_patches, -1)
             hidden = hidden + block.attn.proj(attended)
             hidden = hidden + block.mlp(block.norm2(hidden))
-        return visual.merger(hidden.reshape(count * _PATCHES**2, -1)).view(count, NUM_IMAGE_TOKENS, -1)
+        return visual.merger(hidden.reshape(count * num_patches, -1)).view(count, num_patches // 4, -1)
 
     def head(self, head: Head, images: Tensor) -> HeadStates:
-        """Forwards a head once a scene; ``images`` is ``[N, 16, H]``."""
+        """Forwards a head once a scene; ``images`` is ``[N, I, H]``."""
         embedded = self.text.embed_tokens(torch.tensor(head.ids)).expand(len(images), -1, -1)
-        start, end = head.image_start, head.image_start + NUM_IMAGE_TOKENS
+        start, end = head.image_start, head.image_start + head.num_image_tokens
         embedded = torch.cat([embedded[:, :start], images.to(embedded.dtype), embedded[:, end:]], dim=1)
         cos, sin = self._rotary(head.positions())
         states = HeadStates(head, [], [])
@@ -181,12 +188,12 @@ class FastForward:
         cos, sin = self.text.rotary_emb(torch.zeros(1), positions[:, None])
         return cos[0], sin[0]
 
-    def _vision_rotary(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines ``[64, head size]`` of the patches of one picture, in Qwen2-VL's block order."""
-        side = torch.arange(_PATCHES)
+    def _compute_vision_rotary(self, patches: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[4I, head size]`` of a picture of ``patches`` a side, in Qwen2-VL's block order."""
+        side = torch.arange(patches)
         frequencies = self.visual.rotary_pos_emb.inv_freq
-        grid = torch.stack([side[:, None].expand(-1, _PATCHES), side.expand(_PATCHES, -1)], dim=-1)
-        blocks = grid.view(TOKENS_PER_SIDE, 2, TOKENS_PER_SIDE, 2, 2).transpose(1, 2).reshape(-1, 2)
+        grid = torch.stack([side[:, None].expand(-1, patches), side.expand(patches, -1)], dim=-1)
+        blocks = grid.view(patches // 2, 2, patches // 2, 2, 2).transpose(1, 2).reshape(-1, 2)
         angles = (blocks[..., None] * frequencies).flatten(1)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()

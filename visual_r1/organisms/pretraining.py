@@ -15,10 +15,9 @@ from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from visual_r1.datasets.spatial import draw_split_scene
 from visual_r1.organisms.corpus import Mixture, ask_any, caption, coordinates, dialogue, exercise
-from visual_r1.organisms.forward import NUM_IMAGE_TOKENS, FastForward, Head, to_patches
-from visual_r1.organisms.model import HIDDEN_SIZE
+from visual_r1.organisms.forward import FastForward, Head, to_patches
 from visual_r1.organisms.questions import Question
-from visual_r1.organisms.scenes import COLORS, SHAPES, TOKENS_PER_SIDE, Scene
+from visual_r1.organisms.scenes import NANO, Scene, World
 from visual_r1.organisms.tokenizer import END_OF_TEXT, END_OF_TURN, IMAGE_PAD
 from visual_r1.prompts import PROMPT_STYLES, PromptStyle
 
@@ -116,7 +115,7 @@ class Document:
 class Format:
     """A prompt style cut into the head that all questions about a scene share and what follows it."""
 
-    def __init__(self, processor: Qwen2VLProcessor, style: PromptStyle) -> None:
+    def __init__(self, processor: Qwen2VLProcessor, style: PromptStyle, world: World = NANO) -> None:
         self.tokenizer = processor.tokenizer
         content = [{"type": "image"}, {"type": "text", "text": style.template}]
         text = processor.apply_chat_template(
@@ -130,41 +129,54 @@ class Format:
         self.has_addressee = before.rstrip().endswith(_ADDRESSEE)
         if self.has_addressee:
             before = before.rstrip().removesuffix(_ADDRESSEE)
-        before = before.replace(IMAGE_PAD, IMAGE_PAD * NUM_IMAGE_TOKENS)
+        before = before.replace(IMAGE_PAD, IMAGE_PAD * world.tokens_per_side**2)
         ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
-        self.head = Head(tuple(ids), ids.index(self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)))
+        image_start = ids.index(self.tokenizer.convert_tokens_to_ids(IMAGE_PAD))
+        self.head = Head(tuple(ids), image_start, world.tokens_per_side)
 
     def prompt(self, question: Question, *, addressee: str = _ADDRESSEE) -> str:
         """The text between the head and the completion."""
         return f"{addressee} {question.text}{self.after}" if self.has_addressee else f"{question.text}{self.after}"
 
 
-def pretrain(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int) -> None:
+def pretrain(
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    *,
+    recipe: Recipe,
+    seed: int,
+    world: World = NANO,
+) -> None:
     """Trains a model with random weights into nano-base, in place: the trunk, then the branch."""
-    grow_trunk(model, processor, recipe=recipe, seed=seed)
-    branch(model, processor, recipe=recipe, seed=seed)
+    grow_trunk(model, processor, recipe=recipe, seed=seed, world=world)
+    branch(model, processor, recipe=recipe, seed=seed, world=world)
 
 
 def grow_trunk(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    *,
+    recipe: Recipe,
+    seed: int,
+    world: World = NANO,
 ) -> None:
     """Everything before the first dialogue: bases that differ in how their dialogues answer can share it."""
-    warm_up_vision(model, recipe=recipe, seed=seed)
-    read_exercises(model, processor, recipe=recipe, seed=seed)
+    warm_up_vision(model, recipe=recipe, seed=seed, world=world)
+    read_exercises(model, processor, recipe=recipe, seed=seed, world=world)
 
 
-def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, seed: int) -> None:
-    """Teaches each image token what it shows: colour, shape and cell of its object, and its own place."""
+def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, seed: int, world: World = NANO) -> None:
+    """Teaches each image token what it shows: colour, shape and cells of its object, and its own place."""
     rng = random.Random(f"vision/{seed}")
     forward = FastForward(model)
-    sizes = [len(COLORS) + 1, len(SHAPES), 2 * TOKENS_PER_SIDE, 2 * TOKENS_PER_SIDE, TOKENS_PER_SIDE, TOKENS_PER_SIDE]
-    probe = nn.Linear(HIDDEN_SIZE, sum(sizes))
+    sizes = [len(world.colors) + 1, len(world.shapes), *world.num_cells.values(), *(2 * [world.tokens_per_side])]
+    probe = nn.Linear(model.config.text_config.hidden_size, sum(sizes))
     parameters = [*model.model.visual.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.vision_learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     bar = tqdm(range(recipe.vision_steps), desc="vision warm-up", mininterval=5)
     for step in bar:
         _set_learning_rate(optimizer, recipe.vision_learning_rate, step, recipe.vision_steps, constant_share=0.6)
-        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.vision_scenes)]
+        scenes = [draw_split_scene(rng, "pretrain", world) for _ in range(recipe.vision_scenes)]
         labels = torch.stack([_token_labels(scene) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.use_bfloat16):
             guesses = probe(forward.images(to_patches([scene.render() for scene in scenes]))).float().split(sizes, -1)
@@ -177,14 +189,19 @@ def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, se
 
 
 def read_exercises(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    *,
+    recipe: Recipe,
+    seed: int,
+    world: World = NANO,
 ) -> None:
     """Coordinates, then captions and exercises, at a constant learning rate."""
     rng = random.Random(f"trunk/{seed}")
-    base = Format(processor, PROMPT_STYLES["base"])
+    base = Format(processor, PROMPT_STYLES["base"], world)
 
     def draw(step: int) -> tuple[Format, list[Scene], list[Document]]:
-        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.scenes)]
+        scenes = [draw_split_scene(rng, "pretrain", world) for _ in range(recipe.scenes)]
         if step < recipe.coordinate_steps:
             return base, scenes, _coordinate_documents(rng, scenes)
         documents = []
@@ -205,18 +222,25 @@ def read_exercises(
     )
 
 
-def branch(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, *, recipe: Recipe, seed: int) -> None:
+def branch(
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    *,
+    recipe: Recipe,
+    seed: int,
+    world: World = NANO,
+) -> None:
     """Captions, exercises and dialogues, in place, from a trunk to nano-base.
 
     Scenes, questions, captions and exercises are the same for any shares of the ways of answering; each dialogue has a
     random stream of its own, so two bases differ in those dialogues only that are answered in another way.
     """
     rng = random.Random(f"branch/{seed}")
-    base = Format(processor, PROMPT_STYLES["base"])
-    chat = Format(processor, PROMPT_STYLES["instruct"])
+    base = Format(processor, PROMPT_STYLES["base"], world)
+    chat = Format(processor, PROMPT_STYLES["instruct"], world)
 
     def draw(step: int) -> tuple[Format, list[Scene], list[Document]]:
-        scenes = [draw_split_scene(rng, "pretrain") for _ in range(recipe.scenes)]
+        scenes = [draw_split_scene(rng, "pretrain", world) for _ in range(recipe.scenes)]
         is_chat = step % recipe.chat_every == recipe.chat_every - 1
         documents = []
         for index, scene in enumerate(scenes):
@@ -321,17 +345,19 @@ def _exercise_document(rng: random.Random, index: int, question: Question, forma
 
 
 def _token_labels(scene: Scene) -> Tensor:
-    """Colour, shape, column, row of each image token's object, then the token's own row and column, ``[16, 6]``.
+    """Colour, shape and cells of each image token's object, then the token's own row and column: nano ``[16, 6]``.
 
-    Where there is no object the colour is one more class, and shape and cell are not asked (-100).
+    Where there is no object the colour is one more class, and shape and cells are not asked (-100).
     """
-    labels = torch.full((NUM_IMAGE_TOKENS, 6), -100)
-    labels[:, 0] = len(COLORS)
-    labels[:, 4] = torch.arange(NUM_IMAGE_TOKENS) // TOKENS_PER_SIDE
-    labels[:, 5] = torch.arange(NUM_IMAGE_TOKENS) % TOKENS_PER_SIDE
-    for thing in scene.objects:
-        content = [list(COLORS).index(thing.color), SHAPES.index(thing.shape), thing.column, thing.row]
-        labels[thing.image_token, :4] = torch.tensor(content)
+    world = scene.world
+    tokens = torch.arange(world.tokens_per_side**2)
+    labels = torch.full((len(tokens), 4 + len(world.num_cells)), -100)
+    labels[:, 0] = len(world.colors)
+    labels[:, -2] = tokens // world.tokens_per_side
+    labels[:, -1] = tokens % world.tokens_per_side
+    for token, thing in scene.token_objects().items():
+        content = [list(world.colors).index(thing.color), world.shapes.index(thing.shape)]
+        labels[token, :-2] = torch.tensor(content + [thing.cell(axis) for axis in world.num_cells])
     return labels
 
 

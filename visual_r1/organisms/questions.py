@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot
 from string import ascii_uppercase
 
-from visual_r1.organisms.scenes import SHAPES, Scene, SceneObject
+from visual_r1.organisms.scenes import CELL, CELL_METRES, Scene, SceneObject
 
 CATEGORIES = ("Count", "Relation", "Depth", "Distance")
 
@@ -28,7 +27,7 @@ class Question:
     shape: str = ""
     """Count: the shape to be counted."""
     axis: str = ""
-    """Relation and Depth: the coordinate that decides, "x" or "y"."""
+    """Relation and Depth: the axis that decides, as `World` names it."""
 
     @property
     def text(self) -> str:
@@ -45,7 +44,8 @@ def num_choices(category: str) -> int:
 def ask(rng: random.Random, scene: Scene, category: str, *, position: int) -> Question | None:
     """Asks a question whose right choice stands at a given position; None when the scene allows no such question.
 
-    Pairs of objects are one to three cells apart, so that a coarse look is often a tie and a careful reading is not.
+    Pairs of objects are a few cells apart, one to three in nano's world, so that a coarse look is often a
+    tie and a careful reading is not.
     """
     if category == "Count":
         return _ask_count(rng, scene, position)
@@ -60,7 +60,7 @@ def ask(rng: random.Random, scene: Scene, category: str, *, position: int) -> Qu
 
 def _ask_count(rng: random.Random, scene: Scene, position: int) -> Question:
     # Mostly a shape that is there; a shape drawn blindly makes zero a possible answer.
-    shape = rng.choice(SHAPES if rng.random() < 0.3 else [thing.shape for thing in scene.objects])
+    shape = rng.choice(scene.world.shapes if rng.random() < 0.3 else [thing.shape for thing in scene.objects])
     truth = sum(thing.shape == shape for thing in scene.objects)
     # Four numbers in a row, begun anywhere they hold the truth: its rank among them gives little away.
     least = rng.randint(max(0, truth - 3), truth)
@@ -80,7 +80,7 @@ def _ask_relation(rng: random.Random, scene: Scene, position: int) -> Question |
     pair = _close_pair(rng, scene, axis)
     if pair is None:
         return None
-    less, more = sorted(pair, key=lambda thing: getattr(thing, axis))
+    less, more = sorted(pair, key=lambda thing: thing.along(axis))
     # The order of the words is fixed and the order of the objects puts the right one in its place: the letter follows
     # from the word, since looking up letters among shuffled words is a skill that so small a model learns late.
     first, second = (less, more) if position == 0 else (more, less)
@@ -98,10 +98,11 @@ def _ask_relation(rng: random.Random, scene: Scene, position: int) -> Question |
 
 
 def _ask_depth(rng: random.Random, scene: Scene, position: int) -> Question | None:
-    pair = _close_pair(rng, scene, "y")
+    axis = scene.world.depth_axis
+    pair = _close_pair(rng, scene, axis)
     if pair is None:
         return None
-    near, far = sorted(pair, key=lambda thing: thing.y, reverse=True)
+    near, far = sorted(pair, key=lambda thing: thing.along(axis), reverse=axis == "y")
     first, second = (near, far) if position == 0 else (far, near)
     return Question(
         category="Depth",
@@ -109,17 +110,19 @@ def _ask_depth(rng: random.Random, scene: Scene, position: int) -> Question | No
         choices=(first.name, second.name),
         answer=position,
         objects=(first, second),
-        axis="y",
+        axis=axis,
     )
 
 
 def _ask_distance(rng: random.Random, scene: Scene, position: int) -> Question | None:
     for _ in range(20):
         anchor, *pair = rng.sample(scene.objects, 3)
-        close, far = sorted(pair, key=lambda thing: _pixels_apart(anchor, thing))
-        gap = _pixels_apart(anchor, far) - _pixels_apart(anchor, close)
-        # The worked solutions add columns and rows; they must agree with the true distance.
-        if 14 <= gap <= 40 and cells_apart(anchor, close) < cells_apart(anchor, far):
+        close, far = sorted(pair, key=anchor.apart)
+        gap = anchor.apart(far) - anchor.apart(close)
+        # The worked solutions add cells along both axes; they must agree with the true distance.
+        if scene.world.distance_gap[0] <= gap <= scene.world.distance_gap[1] and cells_apart(
+            anchor, close
+        ) < cells_apart(anchor, far):
             break
     else:
         return None
@@ -137,22 +140,24 @@ def _ask_distance(rng: random.Random, scene: Scene, position: int) -> Question |
 
 
 def cells_apart(first: SceneObject, second: SceneObject) -> int:
-    """Columns plus rows between the cells of two objects."""
-    return abs(first.column - second.column) + abs(first.row - second.row)
-
-
-def _pixels_apart(first: SceneObject, second: SceneObject) -> float:
-    return hypot(first.x - second.x, first.y - second.y)
+    """Cells between two objects, along both axes of the plane together."""
+    return sum(abs(first.cell(axis) - second.cell(axis)) for axis in first.world.plane_axes)
 
 
 def _close_pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, SceneObject] | None:
-    """Two objects one to three cells apart along an axis, in random order; None when twenty draws find none."""
+    """Two objects a few cells apart along an axis, in random order; None when twenty draws find none."""
     for _ in range(20):
         first, second = rng.sample(scene.objects, 2)
-        apart = abs(first.column - second.column) if axis == "x" else abs(first.row - second.row)
-        if 1 <= apart <= 3:
+        apart = abs(first.cell(axis) - second.cell(axis))
+        if 1 <= apart <= scene.world.pair_cells and _is_clear(first, second, axis):
             return first, second
     return None
+
+
+def _is_clear(first: SceneObject, second: SceneObject, axis: str) -> bool:
+    """Whether two objects that lie in different cells differ by a quarter of one, as they always do in nano's world."""
+    cell = CELL if axis in ("x", "y") else CELL_METRES
+    return abs(first.along(axis) - second.along(axis)) > cell / 4
 
 
 def _place(right: str, wrong: Sequence[str], position: int) -> tuple[str, ...]:

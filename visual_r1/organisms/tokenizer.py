@@ -1,4 +1,4 @@
-"""nano's tokenizer: byte-level BPE with Qwen2-VL's special tokens, in which every word of nano's world is one token."""
+"""The organisms' tokenizer: byte-level BPE with Qwen2-VL's special tokens, where each word of a world is one token."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from visual_r1.datasets.spatial import draw_split_scene
 from visual_r1.organisms.corpus import Mixture, ask_any, caption, coordinates, dialogue, exercise, terse
+from visual_r1.organisms.scenes import NANO, World
 from visual_r1.prompts import PROMPT_STYLES
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,8 +50,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, eos_token: str) -> Qwen2Tokenizer:
-    """Learns the merges from nano's words. The same on every call; only the end-of-sequence token is a choice."""
+def build_tokenizer(*, eos_token: str, world: World = NANO) -> Qwen2Tokenizer:
+    """Learns the merges from a world's words. The same on every call; only the end-of-sequence token is a choice."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # Each word counts once, and the size is no limit: learning ends when every word is one token.
@@ -60,7 +61,7 @@ def build_tokenizer(*, eos_token: str) -> Qwen2Tokenizer:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    learner.train_from_iterator(_words(), trainer)
+    learner.train_from_iterator(_words(world), trainer)
     learned = json.loads(learner.to_str())["model"]
     vocabulary = learned["vocab"]
     # Given their numbers here, because the tokenizer would number its end token first, whichever that is.
@@ -78,14 +79,14 @@ def build_tokenizer(*, eos_token: str) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _words(num_scenes: int = 1500) -> list[str]:
+def _words(world: World, num_scenes: int = 1500) -> list[str]:
     """The pieces into which Qwen2's pre-tokenizer cuts the prompts, the chat format and a sample of the corpus."""
     rng = random.Random(0)
     mixture = Mixture()
     texts = [style.template for style in PROMPT_STYLES.values()]
     texts += ["system\nYou are a helpful assistant.", "user\n", "assistant\n", "\n", " "]
     for _ in range(num_scenes):
-        scene = draw_split_scene(rng, "pretrain")
+        scene = draw_split_scene(rng, "pretrain", world)
         question = ask_any(rng, scene)
         texts += [coordinates(rng, scene), caption(rng, scene), terse(rng, question, looks=0.5)]
         # The chat format puts the question first, so its first word comes without a blank too.
