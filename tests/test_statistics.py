@@ -15,6 +15,7 @@ from benchmarks.coverage import Design, covered, intervals, table, verdicts
 from visual_r1.files import read_json
 from visual_r1.statistics import (
     Interval,
+    ItemStratum,
     Stratum,
     bootstrap_mean,
     curve_band,
@@ -207,6 +208,65 @@ def test_the_variance_is_the_corrected_bootstrap_of_seeds_and_items():
     assert (interval.low, interval.high) == pytest.approx((table.mean() - half, table.mean() + half))
 
 
+STRATA = (ItemStratum(0.25, range(60)), ItemStratum(0.25, range(60, 100)), ItemStratum(0.5, range(100, 200)))
+
+
+def stratified(accuracies, *, num_seeds, generator, seed_sd=0.02, num_draws=1):
+    """Verdicts ``[num_draws, num_seeds, 200]`` on the items of `STRATA`, whose accuracy moves with the seed."""
+    by_item = np.repeat(accuracies, [len(one.items) for one in STRATA])
+    # Half of an item's spread is its own, the same for every seed.
+    hard = np.clip(by_item + generator.choice((-0.15, 0.15), size=(num_draws, 1, 200)), 0, 1)
+    moved = hard + seed_sd * generator.normal(size=(num_draws, num_seeds, 1))
+    return (generator.random((num_draws, num_seeds, 200)) < moved).astype(float)
+
+
+def test_one_stratum_of_all_items_is_the_plain_mean():
+    drawn = verdicts(Design(num_items=90, num_seeds=4, accuracy=0.7, seed_sd=0.02), np.random.default_rng(0))
+    whole = (ItemStratum(1.0, range(90)),)
+    assert mean_over_seeds(drawn, strata=whole) == mean_over_seeds(drawn)
+    assert difference_over_seeds(drawn[:2], drawn[2:], strata=whole) == difference_over_seeds(drawn[:2], drawn[2:])
+
+
+def test_a_weighted_mean_over_seeds_by_hand():
+    table = np.random.default_rng(0).normal(size=(1, 200))
+    parts = [table[0, one.items] for one in STRATA]
+    mean = sum(one.weight * part.mean() for one, part in zip(STRATA, parts, strict=True))
+    error = sqrt(sum(one.weight**2 * part.var(ddof=1) / part.size for one, part in zip(STRATA, parts, strict=True)))
+    interval = mean_over_seeds(table, strata=STRATA)
+    assert (interval.estimate, interval.low) == pytest.approx((mean, mean - 1.959964 * error))
+    # Items that do not differ within a part: the t-interval of the seeds' weighted means.
+    by_part = np.array([[0.3, 1.4, 0.9], [0.5, 1.0, 1.1], [0.4, 1.7, 0.2]])
+    weighted = by_part @ [one.weight for one in STRATA]
+    interval = mean_over_seeds(np.repeat(by_part, [len(one.items) for one in STRATA], axis=1), strata=STRATA)
+    expected = stats.t.interval(0.95, 2, loc=weighted.mean(), scale=stats.sem(weighted))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_a_weighted_gain_is_after_minus_before():
+    generator = np.random.default_rng(0)
+    after = stratified((0.9, 0.5, 0.7), num_seeds=3, generator=generator)[0]
+    before = stratified((0.4, 0.5, 0.6), num_seeds=1, generator=generator)[0]
+    gain = difference_over_seeds(after, before, strata=STRATA).estimate
+    assert gain == pytest.approx(
+        mean_over_seeds(after, strata=STRATA).estimate - mean_over_seeds(before, strata=STRATA).estimate
+    )
+    assert gain != pytest.approx(difference_over_seeds(after, before).estimate, abs=1e-3)
+
+
+def test_a_weighted_mean_of_shares_stays_in_range_and_has_a_width():
+    for one in (0, 1):
+        interval = mean_over_seeds(np.full((3, 200), one), strata=STRATA)
+        assert 0 <= interval.low < interval.high <= 1 and interval.estimate == one
+
+
+def test_weighted_means_over_seeds_cover_the_truth():
+    accuracies = (0.8, 0.4, 0.6)
+    truth = sum(one.weight * accuracy for one, accuracy in zip(STRATA, accuracies, strict=True))
+    drawn = stratified(accuracies, num_seeds=3, generator=np.random.default_rng(0), num_draws=2000)
+    held = [one.low <= truth <= one.high for one in (mean_over_seeds(table, strata=STRATA) for table in drawn)]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
 def test_items_without_a_difference_leave_the_t_interval_of_seeds():
     means = [0.3, 1.4, 0.9]
     interval = mean_over_seeds([[mean] * 50 for mean in means])
@@ -265,6 +325,8 @@ def test_a_higher_level_and_fewer_seeds_are_wider():
         (lambda: mean_over_seeds([[1, 0]], level=95), "level is 95"),
         (lambda: difference_over_seeds([[1, 0, 1]], [[1, 0]]), "3 items on one side and 2"),
         (lambda: difference_over_seeds([[1, 0]] * 3, [[1, 0]], paired=True), "paired seeds, but 3"),
+        (lambda: mean_over_seeds([[1, 0, 1]], strata=[ItemStratum(1.0, [0])]), "2 items each"),
+        (lambda: mean_over_seeds([[1, 0, 1]], strata=[ItemStratum(0.5, [0, 1])]), "add up to 1"),
         (lambda: paired_difference([1, 0, 1], [1, 0]), "3 items on one side and 2"),
         (lambda: paired_difference([1, None], [1, 0]), "not finite|not a number"),
         (lambda: bootstrap_mean([1.0]), "2 items or more"),
@@ -329,6 +391,26 @@ def test_the_minimum_difference_is_that_of_two_samples_of_seeds():
     found = minimum_difference(num_items=10**9, num_seeds=3, accuracy=0.5, seed_sd=0.01)
     power = stats.nct.sf(stats.t.ppf(0.975, 3), 3, found / 0.01 * sqrt(3 / 2))
     assert power == pytest.approx(0.8, abs=1e-3)
+
+
+def test_the_minimum_difference_to_one_fixed_model_is_that_of_one_sample_of_seeds():
+    # Endless items leave a t-test of 3 seeds against a number; its power by scipy.stats.
+    found = minimum_difference(num_items=10**9, num_seeds=3, accuracy=0.5, seed_sd=0.01, is_other_fixed=True)
+    assert stats.nct.sf(stats.t.ppf(0.975, 2), 2, found / 0.01 * sqrt(3)) == pytest.approx(0.8, abs=1e-3)
+    alone = [
+        minimum_difference(num_items=400, num_seeds=1, accuracy=0.5, is_other_fixed=fixed) for fixed in (True, False)
+    ]
+    assert alone[0] == pytest.approx(alone[1])  # one seed, whose spread is taken as none, is one model too
+
+
+def test_the_minimum_difference_to_one_fixed_model_is_found_as_often_as_it_says():
+    # Items that all are as hard: no correlation beyond that of a coin.
+    found = minimum_difference(num_items=400, num_seeds=5, accuracy=0.6, seed_sd=0.02, is_other_fixed=True)
+    generator = np.random.default_rng(0)
+    moved = 0.6 + found / 2 + 0.02 * generator.normal(size=(1000, 5, 1))
+    ones, others = generator.random((1000, 5, 400)) < moved, generator.random((1000, 1, 400)) < 0.6 - found / 2
+    intervals = [difference_over_seeds(one, other) for one, other in zip(ones, others, strict=True)]
+    assert np.mean([one.low > 0 for one in intervals]) == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize(("num_seeds", "seed_sd"), [(1, 0.0), (3, 0.01), (5, 0.02)])

@@ -67,6 +67,16 @@ class Stratum:
     n: int
 
 
+@dataclass(frozen=True)
+class ItemStratum:
+    """A part of the items of a table, and how much its mean counts in the whole."""
+
+    weight: float
+    """In (0, 1]; the weights of all strata add up to 1."""
+    items: Sequence[int] | NDArray[np.intp]
+    """Their columns; two of them or more."""
+
+
 def weighted_wilson(strata: Sequence[Stratum], level: float = 0.95) -> Interval:
     """The interval of a weighted mean of independent shares, by squaring and adding their Wilson intervals.
 
@@ -241,7 +251,7 @@ def holm(p_values: Iterable[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def mean_over_seeds(values: ArrayLike, *, level: float = 0.95) -> Interval:
+def mean_over_seeds(values: ArrayLike, *, strata: Sequence[ItemStratum] = (), level: float = 0.95) -> Interval:
     """The mean over S seeds and I items, and an interval for what other seeds and other items would give.
 
     A hierarchical bootstrap over seeds and items, with endless resamples: of a mean, its variance is a formula, and
@@ -262,25 +272,35 @@ def mean_over_seeds(values: ArrayLike, *, level: float = 0.95) -> Interval:
 
     Args:
         values: [S, I], the same items in the same order for every seed.
+        strata: of a weighted mean, how much each part of the items counts; empty where every item counts the same.
         level: of confidence, in (0, 1).
 
     Raises:
-        ValueError: not a table of S >= 1 rows of I >= 2 finite numbers, or ``level`` not in (0, 1).
+        ValueError: not a table of S >= 1 rows of I >= 2 finite numbers, strata of fewer than 2 items or whose weights
+            are not positive numbers that add up to 1, or ``level`` not in (0, 1).
     """
     table = _table(values)
     num_seeds, num_items = table.shape
-    mean, half = float(table.mean()), _half_width(_variance(table), level)
+    parts = _checked_strata(strata, num_items)
+    mean, half = float(_weighted_mean(table, parts).mean()), _half_width(_variance(table, strata=parts), level)
     if table.min() < 0 or table.max() > 1:
         return Interval(mean, mean - half, mean + half, num_seeds > 1)
     spread = mean * (1 - mean) * num_items / (num_items - 1)
     # z^2 / n of Wilson's formula, where n items would be as uncertain.
-    ratio = half**2 / spread if half and spread else _z(level) ** 2 / num_items
+    ratio = half**2 / spread if half and spread else _z(level) ** 2 * sum(o.weight**2 / len(o.items) for o in parts)
     center = (mean + ratio / 2) / (1 + ratio)
     reach = sqrt(ratio * mean * (1 - mean) + ratio**2 / 4) / (1 + ratio)
     return Interval(mean, min(mean, max(0.0, center - reach)), max(mean, min(1.0, center + reach)), num_seeds > 1)
 
 
-def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = False, level: float = 0.95) -> Interval:
+def difference_over_seeds(
+    ones: ArrayLike,
+    others: ArrayLike,
+    *,
+    paired: bool = False,
+    strata: Sequence[ItemStratum] = (),
+    level: float = 0.95,
+) -> Interval:
     """How far one method's mean lies above another's on the same items, over S seeds of one and T of the other.
 
     As `mean_over_seeds`, with the seeds' variances of both sides added and their degrees of freedom taken together by
@@ -292,6 +312,7 @@ def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = 
         others: [T, I], the same items in the same order. T may be 1, as of an untrained starting point: the interval
             takes that one for granted and accounts for the seeds of the other side only.
         paired: whether row s of both sides belongs together, as a run and the one that it started from; S is T then.
+        strata: as in `mean_over_seeds`.
         level: of confidence, in (0, 1).
 
     Raises:
@@ -301,12 +322,13 @@ def difference_over_seeds(ones: ArrayLike, others: ArrayLike, *, paired: bool = 
     _check_pairs(first.shape[1], second.shape[1])
     if paired and len(first) != len(second):
         raise ValueError(f"paired seeds, but {len(first)} on one side and {len(second)} on the other")
-    variance = _variance(first - second) if paired else _variance(first, second)
+    parts = _checked_strata(strata, first.shape[1])
+    variance = _variance(first - second, strata=parts) if paired else _variance(first, second, strata=parts)
     if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
-        variance = replace(
-            variance, items=variance.items + 1 / (max(len(first), len(second)) * (first.shape[1] + 2) ** 2)
-        )
-    estimate, half = float(first.mean() - second.mean()), _half_width(variance, level)
+        added = sum((one.weight / (len(one.items) + 2)) ** 2 for one in parts) / max(len(first), len(second))
+        variance = replace(variance, items=variance.items + added)
+    estimate = float(_weighted_mean(first, parts).mean() - _weighted_mean(second, parts).mean())
+    half = _half_width(variance, level)
     return Interval(estimate, estimate - half, estimate + half, max(len(first), len(second)) > 1)
 
 
@@ -342,6 +364,7 @@ def minimum_difference(
     seed_sd: float = 0.0,
     correlation: float = 0.0,
     is_paired: bool = True,
+    is_other_fixed: bool = False,
     power: float = 0.8,
     level: float = 0.95,
 ) -> float:
@@ -354,6 +377,9 @@ def minimum_difference(
     of the 2 (S - 1) that two equal spreads have (the mean of its denominator over S seeds). One seed of each cannot
     know how much seeds differ; for it, ``seed_sd`` is taken as known, and with ``seed_sd=0`` the answer is about the
     two models and not about the methods.
+
+    Where the other side is one fixed model, as the untrained starting point is, its spread between seeds is not in the
+    variance, which is (seed_sd^2 + (1 - r) v / I) / S and (1 - r) v / I more, and the seeds have S - 1 degrees.
 
     Reference: Miller (arXiv 2411.00640) for items; Colas et al. (arXiv 1806.08295) for seeds and t; for the noncentral
     t, Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), chapter 2.
@@ -368,6 +394,7 @@ def minimum_difference(
             where the items are paired.
         is_paired: whether both methods are asked the same items, and compared item by item. A published accuracy has
             no items to compare by.
+        is_other_fixed: whether the other side is one model whatever the seed, and not a method with S runs.
         power: probability of finding a difference of that size, in (0, 1).
         level: of the interval that must not hold 0, in (0, 1).
 
@@ -381,14 +408,32 @@ def minimum_difference(
         wanted = "accuracy in (0, 1), correlation and seed_sd in [0, 1), power under 1 and over half the level"
         raise ValueError(f"{' and '.join(wrong)} out of range: {wanted}")
     v = accuracy * (1 - accuracy)
-    seeds = 2 * (seed_sd**2 + (1 - correlation) * v / num_items) / num_seeds
-    items = 0.0 if is_paired else 2 * correlation * v / num_items
+    remainder = (1 - correlation) * v / num_items
+    sides = 1 if is_other_fixed else 2
+    seeds = sides * (seed_sd**2 + remainder) / num_seeds
+    items = (0.0 if is_paired else 2 * correlation * v / num_items) + (remainder if is_other_fixed else 0.0)
     error = sqrt(seeds + items)
     if num_seeds == 1:
         return (_z(level) + float(ndtri(power))) * error
-    degrees = 2 * (num_seeds - 1) * num_seeds / (num_seeds + 1) * (seeds + items) / seeds
+    of_seeds = num_seeds - 1 if is_other_fixed else 2 * (num_seeds - 1) * num_seeds / (num_seeds + 1)
+    degrees = of_seeds * (seeds + items) / seeds
     edge = float(stdtrit(degrees, (1 + level) / 2))
     return error * float(brentq(lambda shift: 1 - nctdtr(degrees, shift, edge) - power, 0.0, 10 * edge))
+
+
+def _checked_strata(strata: Sequence[ItemStratum], num_items: int) -> Sequence[ItemStratum]:
+    """The strata with their items as an array; all items in one where there are none."""
+    if not strata:
+        return (ItemStratum(1.0, np.arange(num_items)),)
+    if any(one.weight <= 0 or len(one.items) < 2 for one in strata) or not isclose(sum(o.weight for o in strata), 1):
+        shown = [(one.weight, len(one.items)) for one in strata]
+        raise ValueError(f"strata (weight, items) {shown}: 2 items each, positive weights that add up to 1")
+    return [ItemStratum(one.weight, np.asarray(one.items)) for one in strata]
+
+
+def _weighted_mean(table: NDArray[np.float64], strata: Sequence[ItemStratum]) -> NDArray[np.float64]:
+    """[S], of each row."""
+    return sum((one.weight * table[:, one.items].mean(axis=1) for one in strata), start=np.zeros(len(table)))
 
 
 @dataclass(frozen=True)
@@ -401,20 +446,25 @@ class _Variance:
     items: float
 
 
-def _variance(one: NDArray[np.float64], other: NDArray[np.float64] | None = None) -> _Variance:
+def _variance(
+    one: NDArray[np.float64], other: NDArray[np.float64] | None = None, *, strata: Sequence[ItemStratum]
+) -> _Variance:
     """Of the mean of one table, or of the difference of two with the same items."""
     tables = [one] if other is None else [one, other]
     by_item = one.mean(axis=0) if other is None else one.mean(axis=0) - other.mean(axis=0)
-    items = by_item.var(ddof=1) / by_item.size
+    items = sum(part.weight**2 * by_item[part.items].var(ddof=1) / len(part.items) for part in strata)
     seeds = squares = 0.0
-    for table in tables:
-        num_seeds, num_items = table.shape
+    for whole in tables:
+        num_seeds = len(whole)
         if num_seeds == 1:
             continue
-        part = table.mean(axis=1).var(ddof=1) / num_seeds
-        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-        # The remainder of seed and item is in the seeds' part, too, where it belongs to fewer degrees of freedom.
-        items -= (rest**2).sum() / ((num_seeds - 1) * (num_items - 1)) / table.size
+        part = _weighted_mean(whole, strata).var(ddof=1) / num_seeds
+        for stratum in strata:
+            table = whole[:, stratum.items]
+            rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+            # The remainder of seed and item is in the seeds' part, too, where it belongs to fewer degrees of freedom.
+            spread = (rest**2).sum() / ((num_seeds - 1) * (table.shape[1] - 1))
+            items -= stratum.weight**2 * spread / table.size
         seeds += part
         squares += part**2 / (num_seeds - 1)
     return _Variance(float(seeds), float(seeds**2 / squares) if squares else inf, max(0.0, float(items)))
