@@ -124,6 +124,10 @@ def test_a_study_may_build_probe_and_have_a_curve(write_study):
         ({"conditions": [{**FIRST, "over": 0}, SECOND]}, "conditions[0].over is 0, expected a number of values"),
         ({"conditions": [{**FIRST, "over": 2}, SECOND]}, "over and at_equal_rollouts (true) are for curves"),
         ({"conditions": [{**FIRST, "minus_measure": "benchmark/length"}, SECOND]}, "cannot be subtracted from"),
+        (
+            {"conditions": [{"says": "x", "measure": "a", "of": "taught", "minus_measure": "b", "above": 0}]},
+            "at_equal_rollouts and minus_measure need minus",
+        ),
         ({"conditions": [{**SECOND, "measure": "probed/forced"}]}, "expected probed/SECTION/MEASURE/CONDITION"),
         ({"conditions": [{**SECOND, "measure": "probed/forced/accuracy/x"}, FIRST]}, "but there is no entry probe"),
         ({"dose": {**DOSE, "doses": {"practised": 0, "taught": 1}}}, "dose.doses: expected three doses or more"),
