@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from visual_r1.report.curves import MAX_POINTS, by_keyword_list, charts_for, curve_over_seeds
+from tests.finished_runs import write_run
+from visual_r1.files import write_jsonl
+from visual_r1.report.curves import MAX_PHRASES, MAX_POINTS, by_keyword_list, charts_for, curve_over_seeds
 from visual_r1.report.rollouts import Sampled
+from visual_r1.report.runs import read_runs
 from visual_r1.statistics import curve_band, wilson
 
 
@@ -65,3 +68,16 @@ def test_other_keyword_lists_count_the_rollouts_on_record():
 def test_charts_name_what_the_aha_moment_and_its_controls_need():
     charts = {chart.key for chart in charts_for((), ("default",))}
     assert {"reflection", "per_1k", "by_outcome"} <= charts
+
+
+def test_single_phrases_have_a_chart_of_those_that_were_said(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0", is_finished=False)
+    rates = {f"probe/reflection/keyword/word_{number}": 0.01 * number for number in range(MAX_PHRASES + 3)}
+    write_jsonl(run.metrics, [{"step": 0, **rates}])
+    (chart,) = [one for one in charts_for(read_runs([tmp_path]).runs, ()) if one.key == "phrases"]
+    labels = [choice.label for choice in chart.choices]
+    assert len(labels) == MAX_PHRASES and labels[:2] == [f"word {MAX_PHRASES + 2}", f"word {MAX_PHRASES + 1}"]
+    assert chart.choices[0].lines[0].probe == f"probe/reflection/keyword/word_{MAX_PHRASES + 2}"
+    assert f"most frequent of the {MAX_PHRASES + 2} that were said; 1 never were" in chart.note
+    write_jsonl(run.metrics, [{"step": 0, "probe/reflection/keyword/wait": 0.0}])
+    assert not [one for one in charts_for(read_runs([tmp_path]).runs, ()) if one.key == "phrases"]

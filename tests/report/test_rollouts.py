@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 
 import pytest
 from PIL import Image
 
 from tests.finished_runs import write_run
 from visual_r1.config import build, recorded
+from visual_r1.datasets.table import Table
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.report import rollouts
-from visual_r1.report.rollouts import browse, pieces, read_sampled, thumbnail
+from visual_r1.report.rollouts import Sampled, browse, pieces, read_sampled, thumbnail
 from visual_r1.report.runs import read_runs
 
 REFLECTION = Reflection(phrases=("wait", "let me check"))
@@ -70,6 +72,30 @@ def test_a_data_set_that_is_not_here_costs_the_images_and_says_so(tmp_path):
     found = browsed(tmp_path, missing)
     assert found.examples and not found.images
     assert {"no such table" in left.why for left in found.left_out} == {True}
+
+
+def rows_of(ids):
+    row = {"source": "probe", "completion": "", "correct": False, "num_tokens": 1}
+    return [Sampled(step=0, rows=[{**row, "example_id": one} for one in ids])]
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_images_are_found_by_id_where_it_is_no_place(tmp_path, has_ids):
+    for number in range(6):
+        Image.new("RGB", (28, 28), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    names = [{"id": f"scene-{10 - number}"} if has_ids else {} for number in range(6)]
+    row = {"question": "Is it red?", "choices": ["yes", "no"], "solution": "A"}
+    lines = [json.dumps({**name, **row, "image": f"{number}.png"}) for number, name in enumerate(names)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    table = Table(path=str(tmp_path / "own.jsonl"), part="train", probe_rows=3)
+    write_run(tmp_path / "a" / "seed0", is_finished=False)
+    (run,) = read_runs([tmp_path / "a"]).runs
+    ids = [example.id for example in table]
+    found = browse([(run, rows_of([*ids, "own/else"]))], examples_of=lambda node: table)
+    assert [example["images"] for example in found.examples] == [[0], [1], [2], []]
+    assert found.images == [thumbnail(image) for example in table for image in example.images]
+    (left,) = found.left_out
+    assert left.what == "images of 1 example" and "own/else" in left.why
 
 
 def test_what_is_too_much_is_thinned_evenly_and_said(tmp_path, monkeypatch):

@@ -154,6 +154,13 @@ class TableExamples(Sequence[Example], ABC):
         images = decode_images(self.images(row), folder=self.rows.folder, example_id=example_id)
         return self._example(row, example_id, images)
 
+    def ids(self) -> list[str]:
+        """The examples' ids, in order; no image is touched."""
+        kept = set(self._kept)
+        rows = enumerate(self.rows.outlines(self.columns))
+        by_number = {number: self.row_id(row, number) for number, row in rows if number in kept}
+        return [by_number[number] for number in self._kept]
+
     def rotated(self, num_steps: int) -> Self:
         """The same examples with each row's choices moved on by some places, for consistency under swapped options.
 

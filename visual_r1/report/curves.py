@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,10 @@ from visual_r1.statistics import curve_band, wilson
 
 MAX_POINTS = 400
 """Of a curve; a longer one is averaged over neighbouring steps, or the file would grow with the run."""
+
+
+MAX_PHRASES = 12
+"""Of a keyword list, which may have sixty, with a curve of their own: those that were said most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def charts_for(runs: Sequence[Run], keyword_lists: Iterable[str]) -> tuple[Chart
     lists = list(keyword_lists)
     terms = sorted({key.split("/")[1] for key in present if key.startswith("rewards/") and key.endswith("/mean")})
     categories = sorted(key.removeprefix("probe/accuracy/") for key in present if key.startswith("probe/accuracy/"))
-    charts = (*_aha(lists), *_controls(lists, terms, categories))
+    charts = (*_aha(lists), *_controls(lists, terms, categories), *_phrases(runs))
     derived = {f"{source}list/{name}/{rate}" for name in lists for rate in _RATES for source in ("probe/", "")}
     return tuple(
         chart
@@ -293,6 +297,31 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
                 _one("gradient norm", _only("grad_norm")),
                 _one("learning rate", _only("learning_rate")),
             ),
+        ),
+    )
+
+
+def _phrases(runs: Sequence[Run]) -> Iterator[Chart]:
+    """The chart of single phrases, if one was said."""
+    most: dict[str, float] = {}
+    for run in runs:
+        for row in run.rows:
+            for key, value in row.items():
+                _, is_phrase, phrase = key.partition("reflection/keyword/")
+                if is_phrase:
+                    most[phrase] = max(value, most.get(phrase, 0.0))
+    said = sorted((phrase for phrase, rate in most.items() if rate), key=lambda phrase: (-most[phrase], phrase))
+    if not said:
+        return
+    which = "All" if len(said) <= MAX_PHRASES else f"The {MAX_PHRASES} most frequent"
+    yield Chart(
+        key="phrases",
+        title="Reflection, phrase by phrase",
+        unit="%",
+        note=f"Completions with this phrase of the run's own list. {which} of the {len(said)} that were said; "
+        f"{len(most) - len(said)} never were.",
+        choices=tuple(
+            _one(phrase.replace("_", " "), _both(f"reflection/keyword/{phrase}")) for phrase in said[:MAX_PHRASES]
         ),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from visual_r1.datasets.adapter import TableExamples
 from visual_r1.examples import Example
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.prompts import prompt_style
@@ -106,7 +107,12 @@ def browse(
     if stride > 1:
         why = f"to bound the file: one of {stride}, evenly spread; completions/ of the run has all of them"
         left_out.append(LeftOut(where="the rollout browser", what="probe examples and training groups", why=why))
-    return Browsed(runs=runs, examples=examples.shown, images=examples.images, left_out=(*left_out, *examples.left_out))
+    return Browsed(
+        runs=runs,
+        examples=examples.shown,
+        images=examples.images,
+        left_out=(*left_out, *examples.left_out, *examples.without_images()),
+    )
 
 
 def pieces(completion: str, *, opens_think: bool, reflection: Reflection | None) -> list[list[str]]:
@@ -157,7 +163,9 @@ class _Examples:
 
     def __init__(self, examples_of: Callable[[Mapping[str, Any]], Sequence[Example]]) -> None:
         self._examples_of = examples_of
-        self._sets: dict[str, Mapping[str, int] | Sequence[Example] | None] = {}
+        self._sets: dict[str, Sequence[Example] | None] = {}
+        self._indices: dict[str, dict[str, int]] = {}
+        self._unfound: dict[str, list[str]] = {}
         self._places: dict[tuple[str, str], int] = {}
         self._num_bytes = 0
         self.shown: list[dict[str, Any]] = []
@@ -171,7 +179,7 @@ class _Examples:
         key = (str(node), str(row["example_id"]))
         if key not in self._places:
             self._places[key] = len(self.shown)
-            example = self._find(node, str(row["example_id"])) if isinstance(node, Mapping) else None
+            example = self._find(node, str(row["example_id"]))
             self.shown.append(
                 {
                     "id": str(row["example_id"]),
@@ -197,7 +205,23 @@ class _Examples:
             places.append(len(self.images) - 1)
         return places
 
-    def _find(self, node: Mapping[str, Any], example_id: str) -> Example | None:
+    def _find(self, node: Any, example_id: str) -> Example | None:
+        """The example of that id; None, and counted, where there is none that can be read."""
+        examples = self._set(node) if isinstance(node, Mapping) else ()
+        if examples is None:  # said once, for all of them
+            return None
+        try:
+            index = self._index(str(node), examples, example_id)
+            example = None if index is None else examples[index]
+        except (ValueError, OSError, LookupError):
+            example = None
+        if example is None or example.id != example_id:
+            name = str(node.get("_target_")) if isinstance(node, Mapping) else "the rollout browser"
+            self._unfound.setdefault(name, []).append(example_id)
+            return None
+        return example
+
+    def _set(self, node: Mapping[str, Any]) -> Sequence[Example] | None:
         key = str(node)
         if key not in self._sets:
             try:
@@ -206,23 +230,23 @@ class _Examples:
                 self._sets[key] = None
                 why = f"its data set cannot be read on this machine: {' '.join(str(error).split())[:200]}"
                 self.left_out.append(LeftOut(where=str(node.get("_target_")), what="images of rollouts", why=why))
-        examples = self._sets[key]
-        if examples is None or isinstance(examples, Mapping):
-            return None
-        return _with_id(examples, example_id)
+        return self._sets[key]
 
+    def _index(self, key: str, examples: Sequence[Example], example_id: str) -> int | None:
+        """An example's place: a table knows its ids; elsewhere the last number of an id is its place."""
+        if isinstance(examples, TableExamples):
+            if key not in self._indices:
+                self._indices[key] = {name: index for index, name in enumerate(examples.ids())}
+            return self._indices[key].get(example_id)
+        digits = re.search(r"(\d+)\D*$", example_id)
+        return int(digits[1]) if digits is not None and int(digits[1]) < len(examples) else None
 
-def _with_id(examples: Sequence[Example], example_id: str) -> Example | None:
-    """The example of that id, where the last number of an id is its place, as in all data sets here; else None."""
-    digits = re.search(r"(\d+)\D*$", example_id)
-    if digits is not None and int(digits[1]) < len(examples):
-        try:
-            example = examples[int(digits[1])]
-        except (ValueError, OSError, LookupError):
-            return None
-        if example.id == example_id:
-            return example
-    return None
+    def without_images(self) -> Iterator[LeftOut]:
+        """The examples that were looked for in vain, by data set."""
+        for name, ids in self._unfound.items():
+            shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+            why = f"the data set as it is here has none of that id, or cannot read it: {shown}"
+            yield LeftOut(where=name, what=f"images of {len(ids)} example{'s' * (len(ids) > 1)}", why=why)
 
 
 def _of_run(run: Run, steps: Sequence[Sampled], *, stride: int, examples: _Examples) -> dict[str, Any]:

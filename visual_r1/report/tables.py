@@ -46,18 +46,21 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+_NO_SEEDS = (
+    "The interval of a published row is over items alone: no paper gives what other seeds would have given, so a "
+    "difference to it is less sure than its interval says."
+)
 _ELSEWHERE = "Other keyword lists and single steps are in reflection.json of each run."
 
 NOTHING = Cell(text="–", tone="quiet")
 
 
-def accuracy_table(results: Sequence[Results], *, title: str, groups: Sequence[Group] = ()) -> Table:
+def accuracy_table(results: Sequence[Results], *, title: str) -> Table:
     """Accuracy with everything without which it means nothing, the published rows of the benchmark below.
 
     Args:
         results: of one benchmark.
         title: the caption.
-        groups: those of the results that published rows are compared with.
     """
     rows: list[tuple[Cell, ...]] = [
         (
@@ -81,7 +84,10 @@ def accuracy_table(results: Sequence[Results], *, title: str, groups: Sequence[G
         "the length limit. The line: hollow before, filled after, with the interval; the tick is chance."
     )
     blank = [NOTHING] * (len(header) - 4)
-    for row in published().on(results[0].benchmark) if results else ():
+    rows_of_papers = published().on(results[0].benchmark) if results else ()
+    if rows_of_papers:
+        note += f" Published rows are by the paper's own scoring rule, which is not the strict one. {_NO_SEEDS}"
+    for row in rows_of_papers:
         label = row.label if row.kind == "paper" else f"{row.label} ({row.kind})"
         printed, _, ends = accuracy_text(row).partition(" ")
         name = Cell(text=label, below=f"published, {row.source.date}", tone="quiet")
@@ -193,7 +199,8 @@ def published_tables(groups: Sequence[Group], results: Sequence[Results]) -> lis
                 note=f"No difference, because {compared.reason}."
                 if compared.reason
                 else "This group's accuracy by the paper's own rule (scorer reference) minus the row, in points; "
-                "unpaired, since no answers by item were published. `visual-r1 published` has notes and sources.",
+                f"unpaired, since no answers by item were published. {_NO_SEEDS} `visual-r1 published` has notes and "
+                "sources.",
                 header=("", "published, %", "this group minus it", *compared.benchmark.categories),
                 rows=tuple(rows),
             )
