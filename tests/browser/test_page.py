@@ -165,3 +165,52 @@ def test_the_switch_of_colours_holds(visit):
     page.get_by_role("button", name="light").click()
     assert page.locator("html").get_attribute("data-theme") == "light"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(252, 252, 251)"
+
+
+def test_lines_beyond_the_eighth_differ_in_their_mark_where_the_colour_comes_again(visit):
+    page = visit()
+    looks = page.evaluate(
+        """() => {
+          data.entries = Array.from({ length: 12 }, (_, index) => ({ ...data.entries[0], label: `run ${index}` }));
+          data.curves["probe/accuracy"] = data.entries.map(() => data.curves["probe/accuracy"][0]);
+          legend();
+          drawCharts();
+          const paths = [...document.querySelectorAll("#legend path")];
+          const inLegend = paths.map((node) => node.getAttribute("fill") + node.getAttribute("d"));
+          const lines = document.querySelector("#chart-accuracy .plot").data.filter((trace) => trace.text && trace.line.width > 2);
+          return [inLegend, lines.map((trace) => trace.line.color + trace.marker.symbol)];
+        }"""
+    )
+    assert [len(one) for one in looks] == [12, 12] and [len(set(one)) for one in looks] == [12, 12]
+
+
+def test_smoothing_changes_all_that_is_read_of_a_line_but_not_its_table(visit):
+    page = visit()
+    chart = page.locator("#chart-length")
+
+    def read():
+        chart.locator(".plot").focus()
+        page.keyboard.press("Home")
+        return chart.locator(".read").inner_text()
+
+    def hover():
+        return page.evaluate("document.querySelector('#chart-length .plot').data.filter((one) => one.text)[0].text[0]")
+
+    def cell():
+        return chart.locator("tbody td").first.inner_text()
+
+    chart.locator("summary").press("Enter")
+    chart.locator("tbody td").first.wait_for()
+    raw = cell()
+    assert hover() == raw and f"{raw};" in read() and "mean of" not in read()
+    page.locator("#smoothing").select_option(label="3 points")
+    ends, raw_ends = ([float(one) for one in text.split(" [")[1].strip("]").split(", ")] for text in (hover(), raw))
+    assert ends != raw_ends
+    assert f"{hover()};" in read() and read().startswith("Step 0, mean of 3 points: ")
+    assert cell() == raw and chart.locator("summary").inner_text() == "as a table, not smoothed"
+
+
+def test_a_broken_line_says_where_its_band_is(visit):
+    page = visit()
+    assert "Bands of the broken lines: in the values and the table." in page.locator("#chart-by_outcome").inner_text()
+    assert "broken" not in page.locator("#chart-length").inner_text()

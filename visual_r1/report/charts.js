@@ -10,6 +10,8 @@ const marks = ["M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M13.5 2.5h7v7h-7z", "M17 1.
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const colour = (index) => { const list = data.colours[isDark() ? "dark" : "light"]; return list[index % list.length]; };
+// Shifted by one each time the colours begin anew: no two of 64 lines share both.
+const markOf = (index) => (index + Math.floor(index / symbols.length)) % symbols.length;
 const faded = (hex, alpha) => hex + Math.round(255 * alpha).toString(16).padStart(2, "0");
 
 // A centred mean over `width` points; a gap stays a gap.
@@ -30,6 +32,12 @@ const shown = (value, unit) => {
   if (size !== 0 && (size < 0.001 || size >= 1e6)) return scaled.toExponential(2);
   return scaled.toFixed(size >= 100 ? 0 : size >= 1 ? 1 : unit === "%" ? 1 : 4);
 };
+
+// A line in words, step by step: its mean and the ends of its band, all three smoothed over `width` points.
+function readings(curve, unit, width) {
+  const [mean, low, high] = [curve.mean, curve.low || [], curve.high || []].map((values) => smooth(values, width));
+  return mean.map((value, at) => shown(value, unit) + ((low[at] ?? null) === null ? "" : ` [${shown(low[at], unit)}, ${shown(high[at], unit)}]`));
+}
 
 // The lines of a chart as it stands: whose, which, and the numbers.
 function linesOf(chart) {
@@ -73,14 +81,11 @@ function traces(chart) {
       found.push({ x: curve.steps, y: scaled(seed, width), type: "scatter", mode: "lines", hoverinfo: "skip",
         line: { color: faded(ink, 0.55), width: 1, dash } });
     }
-    const text = curve.steps.map((step, at) => {
-      const ends = curve.low && curve.low[at] !== null ? ` [${shown(curve.low[at], chart.unit)}, ${shown(curve.high[at], chart.unit)}]` : "";
-      return shown(smooth(curve.mean, width)[at], chart.unit) + ends;
-    });
+    const text = readings(curve, chart.unit, width);
     const few = curve.steps.length <= 30;
     found.push({ x: curve.steps, y: scaled(curve.mean, width), type: "scatter", mode: few ? "lines+markers" : "lines", name: plain(name), text,
       line: { color: ink, width: isMain ? 2.2 : 1.6, dash }, connectgaps: false,
-      marker: { symbol: symbols[index % symbols.length], size: few ? (isMain ? 6 : 4) : 5, color: ink },
+      marker: { symbol: symbols[markOf(index)], size: few ? (isMain ? 6 : 4) : 5, color: ink },
       hovertemplate: "%{fullData.name}: %{text}<extra></extra>" });
   }
   return found;
@@ -115,12 +120,8 @@ function tableOf(chart) {
   const lines = linesOf(chart);
   const steps = [...new Set(lines.flatMap(({ curve }) => curve.steps))].sort((a, b) => a - b);
   const head = ["step", ...lines.map(({ entry, line }) => entry.label + (line.label ? `, ${line.label}` : ""))];
-  const rows = steps.map((step) => [String(step), ...lines.map(({ curve }) => {
-    const at = curve.steps.indexOf(step);
-    if (at < 0) return "–";
-    const ends = curve.low && curve.low[at] !== null ? ` [${shown(curve.low[at], chart.unit)}, ${shown(curve.high[at], chart.unit)}]` : "";
-    return shown(curve.mean[at], chart.unit) + ends;
-  })]);
+  const columns = lines.map(({ curve }) => ({ steps: curve.steps, texts: readings(curve, chart.unit, 1) }));
+  const rows = steps.map((step) => [String(step), ...columns.map(({ steps, texts }) => texts[steps.indexOf(step)] ?? "–")]);
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.map(([first, ...rest]) => element("tr", {}, element("th", { scope: "row" }, first), ...rest.map((text) => element("td", {}, text))))));
   return element("div", { class: "table", tabindex: "0", role: "region", "aria-label": `${chart.title} as a table` }, table);
@@ -131,7 +132,10 @@ function drawChart(chart) {
   const plot = card.querySelector(".plot"), details = card.querySelector("details"), kind = card.querySelector(".kind");
   const lines = linesOf(chart);
   const keys = new Set(lines.map(({ key }) => (key.startsWith("probe/") ? "held-out probe" : "training rollouts")));
-  kind.textContent = lines.length ? `Shown: ${[...keys].join(" and ")}.` : "";
+  const noBand = lines.some(({ curve, line }) => curve.low && line.dash !== "solid") ? " Bands of the broken lines: in the values and the table." : "";
+  kind.textContent = lines.length ? `Shown: ${[...keys].join(" and ")}.${noBand}` : "";
+  details.querySelector("summary").textContent = state.smoothing > 1 ? "as a table, not smoothed" : "as a table";
+  card.querySelector(".read").textContent = "";
   card.dataset.lines = lines.length;
   if (!lines.length) {
     if (window.Plotly) Plotly.purge(plot);
@@ -158,8 +162,8 @@ function walk(chart, plot, event) {
     const pointNumber = trace.text ? trace.x.indexOf(step) : -1;
     return pointNumber < 0 || trace.y[pointNumber] === null ? [] : [{ curveNumber, pointNumber }];
   }));
-  const words = lines.map(({ entry, line, curve }) => `${entry.label}${line.label ? ` ${line.label}` : ""} ${shown(curve.mean[curve.steps.indexOf(step)], chart.unit)}`);
-  plot.parentElement.querySelector(".read").textContent = `Step ${step}: ${words.join("; ")}`;
+  const words = lines.map(({ entry, line, curve }) => `${entry.label}${line.label ? ` ${line.label}` : ""} ${readings(curve, chart.unit, state.smoothing)[curve.steps.indexOf(step)] ?? "–"}`);
+  plot.parentElement.querySelector(".read").textContent = `Step ${step}${state.smoothing > 1 ? `, mean of ${state.smoothing} points` : ""}: ${words.join("; ")}`;
 }
 
 function makeChart(chart) {
@@ -183,7 +187,7 @@ function legend() {
   list.replaceChildren(...data.entries.map((entry, index) => {
     const sample = element("span", {});
     const dash = entry.finished ? "" : ' stroke-dasharray="7 3 2 3"';
-    sample.innerHTML = `<svg width="34" height="12" aria-hidden="true"><line x1="0" y1="6" x2="34" y2="6" stroke="${colour(index)}" stroke-width="2.4"${dash}/><path d="${marks[index % marks.length]}" fill="${colour(index)}"/></svg>`;
+    sample.innerHTML = `<svg width="34" height="12" aria-hidden="true"><line x1="0" y1="6" x2="34" y2="6" stroke="${colour(index)}" stroke-width="2.4"${dash}/><path d="${marks[markOf(index)]}" fill="${colour(index)}"/></svg>`;
     return element("li", {}, sample, entry.label, element("span", { class: "note" }, entry.about));
   }));
 }

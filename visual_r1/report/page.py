@@ -179,8 +179,8 @@ def _curves(drawn: Drawn) -> str:
         "about other seeds."
     )
     return (
-        f"<p>{band} Smoothing is a centred mean, of the band's ends too. "
-        "With a chart in focus, the arrow keys read its values.</p>"
+        f"<p>{band} Smoothing is a centred mean of neighbouring points, of the band's ends too: it changes "
+        "lines, bands and the values that hovering or the arrow keys read, never the tables.</p>"
         '<div class="bar" id="bar"></div><ul class="legend" id="legend"></ul>'
         '<div class="aha" id="aha"></div>'
         '<h3 id="h-controls" style="margin-top:1.4rem">Controls: what else could explain it</h3>'
