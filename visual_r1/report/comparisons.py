@@ -119,12 +119,16 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
         num_seeds=num_seeds,
         p=mcnemar(ours[0], theirs[0]) if len(ours) == len(theirs) == 1 else None,
         is_resolved=together.low > 0 or together.high < 0,
-        smallest=_resolvable(ours, theirs, num_seeds=least),
+        smallest=_resolvable(ours, theirs, num_seeds=least, is_other_fixed=None in num_seeds),
     )
 
 
-def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int) -> float:
-    """What this design can find, if accuracy, correlation and spread between seeds are as they were here."""
+def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int, is_other_fixed: bool) -> float:
+    """What this design can find, if accuracy, correlation and spread between seeds are as they were here.
+
+    Of unequal numbers of seeds the smaller one is taken for both sides: the answer is rather too large than too small.
+    A model that was not trained is a single one, whatever the seed.
+    """
     rows = np.vstack((ours, theirs))
     num_items = rows.shape[1]
     accuracy = float(np.clip((ours.mean() + theirs.mean()) / 2, 0.01, 0.99))
@@ -136,7 +140,12 @@ def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int) -> floa
     between = squares / max(1, len(rows) - 2)  # of which the items' own noise is a part
     seed_sd = sqrt(max(0.0, between - (1 - correlation) * variance / num_items))
     return minimum_difference(
-        num_items=num_items, num_seeds=num_seeds, accuracy=accuracy, seed_sd=seed_sd, correlation=correlation
+        num_items=num_items,
+        num_seeds=num_seeds,
+        accuracy=accuracy,
+        seed_sd=seed_sd,
+        correlation=correlation,
+        is_other_fixed=is_other_fixed,
     )
 
 
