@@ -16,7 +16,7 @@ from visual_r1.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-NANO = ROOT / "models" / "nano-base"
+NANO = ROOT / "models" / "seed0" / "nano-base"
 T = TypeVar("T")
 
 

@@ -61,7 +61,7 @@ def write_run(
         "name": None,
         "seed": seed,
         "method": {"name": "grpo"},
-        "model": {"name": "base", "path": "models/nano-base", "style": "base", "prompt": "clean"},
+        "model": {"name": "base", "path": "models/seed0/nano-base", "style": "base", "prompt": "clean"},
         "benchmark": {"name": benchmark, "temperature": 0.0},
         "keywords": {"name": "default", "phrases": list(PHRASES)},
         "scale": {"max_steps": 10, "probe_temperature": 1.0},
@@ -159,7 +159,12 @@ def write_run(
         ],
     )
     write_json(run.evaluation, reports["after"].summary())
-    facts: dict[str, Any] = {"name": folder.parent.name, "seed": seed, "model": "models/nano-base", "style": "base"}
+    facts: dict[str, Any] = {
+        "name": folder.parent.name,
+        "seed": seed,
+        "model": "models/seed0/nano-base",
+        "style": "base",
+    }
     facts |= {"prompt": "clean", "method": "grpo", "freeze": "nothing", "adapter": "none", "is_resumed": False}
     facts |= {"steps": steps[-1], "wall_seconds": 100.0 + seed, "commit": "0123456789abcdef", "is_dirty": False}
     before = reports["before"].summary() if is_trained else None

@@ -100,13 +100,13 @@ def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
         build_trunk=lambda out, **options: calls.append((out, options)),
     )
     monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", parts)
-    out, shares = str(tmp_path), ["mixture.careful=0.04", "mixture.direct=0.36"]
+    out, shares = str(tmp_path), ["mixture.careful=0.04", "mixture.direct=0.40"]
     assert main(["organism", "trunk", out, "--seed", "3"]) == 0
     assert main(["organism", "build", out, "--seed", "3", "--trunk", "t", "--base-only", *shares]) == 0
     assert calls[0] == (tmp_path, {"seed": 3, "num_threads": 1, "recipe": Recipe()})
     options = calls[1][1]
     assert (options["trunk"], options["with_instruct"]) == (Path("t"), False)
-    assert (options["recipe"].mixture.careful, options["recipe"].mixture.direct) == (0.04, 0.36)
+    assert (options["recipe"].mixture.careful, options["recipe"].mixture.direct) == (0.04, 0.40)
 
 
 def test_a_mistyped_recipe_of_an_organism_is_one_line(tmp_path, capsys):

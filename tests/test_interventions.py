@@ -20,7 +20,7 @@ from visual_r1.parsing import named_letter
 from visual_r1.rollout.engine import Completion, Sampling
 from visual_r1.rollout.transformers import TransformersEngine
 
-MODELS = Path(__file__).parents[1] / "models"
+MODELS = Path(__file__).parents[1] / "models" / "seed0"
 EXAMPLES = Spatial(split="test", size=12)[:]
 REFLECTION = Reflection(phrases=("wait", "let me double-check", "recheck"))
 SETTINGS = Settings(

@@ -25,7 +25,7 @@ from visual_r1.models import Adapter
 from visual_r1.rollout.vllm_setup import kv_cache_bytes
 
 ROOT = Path(__file__).parents[1]
-NANO = ROOT / "models" / "nano-base"
+NANO = ROOT / "models" / "seed0" / "nano-base"
 QWEN = read_architecture("qwen2_vl_2b")["files"]["config.json"]
 
 

@@ -135,7 +135,7 @@ def test_an_instruct_prompt_needs_a_chat_template(folder):
     ("path", "expected"),
     [
         ("Qwen/Qwen2-VL-2B", True),
-        ("models/nano-base", False),
+        ("models/seed0/nano-base", False),
         ("runs/mine", False),
         ("./here", False),
         ("a/b/c", False),

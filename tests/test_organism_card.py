@@ -69,7 +69,7 @@ def test_a_card_is_written_beside_the_weights(tmp_path):
         vision_scenes=2,
         scenes=2,
         chat_every=2,
-        mixture=Mixture(direct=0.3, careful=0.1),
+        mixture=Mixture(direct=0.34, careful=0.1),
     )
     for folder in build(tmp_path, recipe=recipe, seed=4):
         contents = card(folder, num_examples=8, num_repeated=8, repeats=2, phrases=("wait",))

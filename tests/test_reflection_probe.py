@@ -26,7 +26,7 @@ from visual_r1.run_folder import RunFolder
 from visual_r1.tracking import write_rollouts
 
 ROOT = Path(__file__).parents[1]
-BASE = ROOT / "models" / "nano-base"
+BASE = ROOT / "models" / "seed0" / "nano-base"
 
 
 def options(run, **replaced):

@@ -44,6 +44,7 @@ class ScaleConfig:
     """What hardware and budget decide; lengths in tokens, sizes in examples."""
 
     name: str = MISSING
+    organism_seed: int | None = MISSING
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     dtype: str = MISSING
     bf16: bool = MISSING

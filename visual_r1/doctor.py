@@ -442,7 +442,9 @@ def logp_difference(engine: str) -> float:
     from visual_r1.rollout.plain import plain_logps
 
     cfg = compose_config([f"rollout={engine}", "scale.rollout_batch_size=4"])
-    policy = load_policy(ModelSource(name="nano", path=str(CONF.parent / "models" / "nano-base"), style="base"))
+    policy = load_policy(
+        ModelSource(name="nano", path=str(CONF.parent / "models" / "seed0" / "nano-base"), style="base")
+    )
     conversations = [policy.style.messages(policy.fitted(one)) for one in Spatial(split="probe", size=2)]
     sampling = Sampling(max_completion_length=12)
     with build(cfg.rollout.engine).serving(policy) as sampler:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _NUM_CHECKED = 32
 """Examples of each data set that are read before a model is loaded."""
 
-_OPTIONAL = frozenset(("num_threads", "max_pixels", "schedule_steps", "train_size", "benchmark_size", "grace_seconds"))
+_OPTIONAL = frozenset(
+    ("organism_seed", "num_threads", "max_pixels", "schedule_steps", "train_size", "benchmark_size", "grace_seconds")
+)
 """The numbers of a scale that may be null."""
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -333,7 +335,7 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={config['seed']}: expected 0 or more")
     for key, value in config["scale"].items():
         is_count = isinstance(value, int) and not isinstance(value, bool)
-        least = 0 if key == "top_k" else 1
+        least = 0 if key in ("organism_seed", "top_k") else 1
         if is_count and value < least or value is None and key not in _OPTIONAL:
             raise ConfigError(f"scale.{key}={value}: expected at least {least}")
     limit = config["scale"]["max_completion_length"]

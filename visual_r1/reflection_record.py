@@ -10,7 +10,7 @@ The shape of ``reflection.json``::
       "seed": 0, "level": 0.95, "wall_seconds": 71.3,
       "keywords": "default",                    # the list that decides what is cut
       "settings": {"num_examples": 200, "num_generations": 4, "temperature": 1.0, ...},
-      "models": [{"name": "before", "path": "models/nano-base", "step": 0}, {"name": "after", ...}],
+      "models": [{"name": "before", "path": "models/seed0/nano-base", "step": 0}, {"name": "after", ...}],
       "sections": [
         {
           "name": "cut",                        # one of `SECTIONS`

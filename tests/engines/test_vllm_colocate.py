@@ -48,7 +48,7 @@ from visual_r1.rollout.weights import policy_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
-    kind: ModelSource(name=kind, path=str(ROOT / "models" / f"nano-{kind}"), style=kind)
+    kind: ModelSource(name=kind, path=str(ROOT / "models" / "seed0" / f"nano-{kind}"), style=kind)
     for kind in ("base", "instruct")
 }
 WARM = replace(GREEDY, temperature=1.0)

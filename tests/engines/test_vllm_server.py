@@ -34,7 +34,7 @@ from visual_r1.rollout.engine import EngineError
 from visual_r1.rollout.vllm_server import VllmServerEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ModelSource(name="base", path=str(ROOT / "models" / "nano-base"), style="base")
+SOURCE = ModelSource(name="base", path=str(ROOT / "models" / "seed0" / "nano-base"), style="base")
 WARM = replace(GREEDY, temperature=1.0)
 SMALL = ["rollout=vllm_server", "scale.rollout_batch_size=32", "rollout.engine.max_model_length=512"]
 

@@ -14,7 +14,7 @@ from visual_r1.methods import parity, shared_prefix_trainer
 from visual_r1.methods.parity import CannotCompareError, compare, two_prompts
 from visual_r1.models import Adapter, ModelSource, load_policy
 
-NANO = CONF.parent / "models" / "nano-base"
+NANO = CONF.parent / "models" / "seed0" / "nano-base"
 EXACT = 1e-5
 """Relative for gradients; log-probs and entropies are of the order of 1."""
 

@@ -66,7 +66,7 @@ def test_a_base_from_a_kept_trunk_is_the_base_made_in_one_go(nano, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nano-base", "nano-trunk"]
     weights = [(folder / "nano-base" / "model.safetensors").read_bytes() for folder in (nano, tmp_path)]
     assert weights[0] == weights[1]
-    dosed = replace(TINY, mixture=Mixture(direct=0.2, careful=0.2))
+    dosed = replace(TINY, mixture=Mixture(direct=0.24, careful=0.2))
     build(tmp_path / "dosed", recipe=dosed, trunk=trunk, with_instruct=False)
     assert (tmp_path / "dosed" / "nano-base" / "model.safetensors").read_bytes() != weights[0]
 
@@ -86,7 +86,7 @@ def test_a_trunk_of_another_making_is_refused(tmp_path):
 
 def test_changes_of_a_recipe_are_typed_and_named():
     changed = with_changes(
-        TINY, ["dialogue_steps=7", "mixture.careful=0.04", "mixture.direct=0.36", "use_bfloat16=false"]
+        TINY, ["dialogue_steps=7", "mixture.careful=0.04", "mixture.direct=0.40", "use_bfloat16=false"]
     )
     assert (changed.dialogue_steps, changed.mixture.careful, changed.use_bfloat16) == (7, 0.04, False)
     assert with_changes(TINY, []) == TINY

@@ -13,10 +13,10 @@ from visual_r1.organisms.tokenizer import build_tokenizer
 from visual_r1.parsing import is_correct, is_well_formed
 
 MODELS = Path(__file__).parents[2] / "models"
-NAMES = ("nano-base", "nano-instruct")
+SHIPPED = [f"seed{seed}/{name}" for seed in (0, 1, 2) for name in ("nano-base", "nano-instruct")]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=SHIPPED)
 def shipped(request):
     folder = MODELS / request.param
     return request.param, AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -33,8 +33,8 @@ def test_the_vocabulary_is_the_one_that_the_code_builds(shipped):
 
 def test_greedy_answers_are_well_formed_short_and_sometimes_right(shipped):
     name, _, _ = shipped
-    policy = load_policy(ModelSource(name=name, path=str(MODELS / name), style=name.removeprefix("nano-")))
+    policy = load_policy(ModelSource(name=name, path=str(MODELS / name), style=name.rpartition("-")[2]))
     rollouts = measure(policy, num_examples=16, num_repeated=1, repeats=1).greedy
     assert sum(is_well_formed(rollout.text) for rollout in rollouts) >= 12
     assert sum(is_correct(rollout) for rollout in rollouts) >= 4
-    assert sum(rollout.num_tokens for rollout in rollouts) / 16 < 25
+    assert sum(rollout.num_tokens for rollout in rollouts) / 16 < 40

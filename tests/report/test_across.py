@@ -6,20 +6,24 @@ import csv
 import io
 import json
 import shutil
+from math import inf
 from pathlib import Path
+from statistics import fmean
 
+import pyarrow.parquet
 import pytest
 
 from tests.finished_runs import write_run
-from visual_r1.files import read_json, write_json, write_text
+from visual_r1.files import read_json, write_json, write_parquet, write_text
 from visual_r1.report.across import _num_probed, findings
 from visual_r1.report.cautions import cautions
 from visual_r1.report.comparisons import Comparison, _adjusted
 from visual_r1.report.markdown import as_markdown
 from visual_r1.report.rollouts import Sampled
 from visual_r1.report.runs import read_runs
+from visual_r1.report.tables import behaviour_table
 from visual_r1.report.tidy import as_csv
-from visual_r1.statistics import Interval
+from visual_r1.statistics import Interval, ItemStratum, mean_over_seeds
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +210,7 @@ def test_how_a_run_was_made_is_a_warning_where_it_matters(tmp_path):
 
 
 def test_a_prompt_of_the_papers_code_is_a_warning(tmp_path):
-    model = {"name": "base", "path": "models/nano-base", "style": "instruct", "prompt": "paper"}
+    model = {"name": "base", "path": "models/seed0/nano-base", "style": "instruct", "prompt": "paper"}
     write_run(tmp_path / "a" / "seed0", config={"model": model})
     assert "prompt" in {one.about for one in findings([tmp_path]).cautions}
 
@@ -284,6 +288,163 @@ def test_a_band_of_a_category_is_over_its_own_examples():
     rows = [{"source": "probe", "example_id": str(i), "category": "Count" if i < 4 else "Depth"} for i in range(16)]
     sampled = [Sampled(step=0, rows=rows)]
     assert _num_probed(sampled, "probe/accuracy") == 16 and _num_probed(sampled, "probe/accuracy/Count") == 4
+
+
+def rewritten(run, change):
+    """Lets `change` alter each row of a run's items."""
+    rows = pyarrow.parquet.read_table(run.evaluation_items).to_pylist()
+    write_parquet(run.evaluation_items, [change(dict(row)) for row in rows])
+
+
+def as_cvbench(run, *, sizes=(16, 8)):
+    """Makes a run one on three collections, scored by Cambrian's rule, too."""
+    count = iter(range(10**6))
+
+    def change(row):
+        place = next(count) % 40
+        row["subset"] = "ADE20K" if place < sizes[0] else "COCO" if place < sum(sizes) else "Omni3D"
+        return {**row, "correct_cambrian": row["correct"]}
+
+    rewritten(run, change)
+    summary = read_json(run.summary)
+    rows = pyarrow.parquet.read_table(run.evaluation_items).to_pylist()
+    weights = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
+    summary["scorers"]["cambrian"] = {
+        when: {
+            "accuracy": sum(
+                weight * fmean(row["correct"] for row in rows if (row["when"], row["subset"]) == (when, subset))
+                for subset, weight in weights.items()
+            ),
+            "accuracy_interval": [0.0, 1.0],
+        }
+        for when in ("before", "after")
+    }
+    write_json(run.summary, summary)
+
+
+def test_a_weighted_accuracy_and_its_gain_are_weighted_over_seeds_and_items(tmp_path):
+    for seed in (0, 1, 2):
+        as_cvbench(write_run(tmp_path / "a" / f"seed{seed}", seed=seed, accuracy=(0.5, 0.97)))
+    results = findings([tmp_path]).by_group[0]
+    before = results.get("accuracy", when="before", scorer="cambrian")
+    after, gain = (results.get(measure, scorer="cambrian") for measure in ("accuracy", "gain"))
+    assert gain.value == pytest.approx(after.value - before.value)
+    assert gain.value != pytest.approx(fact(results, "gain").value, abs=1e-4)
+    assert 0 <= after.low < after.value < after.high <= 1 and 0 <= before.low < before.value < before.high
+    tables = [
+        values for values in (one.correct["cambrian"] for one in findings([tmp_path]).groups[0].answered("after"))
+    ]
+    strata = [ItemStratum(0.25, range(16)), ItemStratum(0.25, range(16, 24)), ItemStratum(0.5, range(24, 40))]
+    assert (after.low, after.high) == pytest.approx(
+        (mean_over_seeds(tables, strata=strata).low, mean_over_seeds(tables, strata=strata).high)
+    )
+
+
+def test_a_collection_of_one_item_gives_no_gain_and_no_interval_beyond_a_share(tmp_path):
+    for seed in (0, 1):
+        as_cvbench(write_run(tmp_path / "a" / f"seed{seed}", seed=seed, accuracy=(0.5, 0.9)), sizes=(16, 1))
+    results = findings([tmp_path]).by_group[0]
+    after = results.get("accuracy", scorer="cambrian")
+    assert results.get("gain", scorer="cambrian") is None and 0 <= (after.low or 0) <= (after.high or 1) <= 1
+
+
+def test_accuracy_on_blank_images_is_over_items_too_and_paired_with_that_on_images(tmp_path):
+    runs = [write_run(tmp_path / "a" / f"seed{seed}", seed=seed, accuracy=(0.5, 0.9)) for seed in (0, 1, 2)]
+    results = findings([tmp_path]).by_group[0]
+    blank, above = fact(results, "blank_accuracy"), fact(results, "above_blank")
+    items = [one.measured["blank_accuracy"] for one in findings([tmp_path]).groups[0].answered("after")]
+    assert (blank.low, blank.high) == (mean_over_seeds(items).low, mean_over_seeds(items).high)
+    assert above.value == pytest.approx(fact(results, "accuracy").value - blank.value) and above.low > 0
+    assert "blank images" not in {one.about for one in findings([tmp_path]).cautions}
+    for run in runs:
+        rewritten(run, lambda row: {**row, "blank_correct": row["correct"]})
+    assert "blank images" in {one.about for one in findings([tmp_path]).cautions}
+
+
+def test_seeds_that_agree_are_not_certain(tmp_path):
+    for seed in (0, 1, 2):
+        run = write_run(tmp_path / "a" / f"seed{seed}", seed=seed)
+        write_json(run.summary, {**read_json(run.summary), "parse_rate_after": 0.9, "probe_accuracy_after": 0.75})
+    results = findings([tmp_path]).by_group[0]
+    assert (fact(results, "parse_rate").low, fact(results, "probe_accuracy").high) == (None, None)
+    assert fact(results, "truncated_rate").value == 0 and fact(results, "truncated_rate").high > 0
+
+
+def test_one_seed_resolves_only_if_seeds_did_not_matter_and_says_so(tmp_path):
+    write_run(tmp_path / "a" / "seed0", accuracy=(0.5, 0.5))
+    write_run(tmp_path / "b" / "seed0", accuracy=(0.5, 0.55), config={"method": {"name": "sft"}})
+    write_run(tmp_path / "c" / "seed0", steps=(0,), config={"method": {"name": "eval"}})
+    write_run(tmp_path / "d" / "seed0", steps=(0,), config={"method": {"name": "eval"}, "model": {"name": "other"}})
+    found = findings([tmp_path])
+    said = {(one.one, one.other): one.takes_seeds_as_equal for one in found.comparisons}
+    assert said["b", "a"] and said["c", "a"] and not said["d", "c"]
+    assert "four times in five, if seeds did not matter" in " ".join(one.text for one in found.cautions)
+    assert "if seeds did not matter" in as_markdown(found)
+
+
+def test_a_model_that_was_only_asked_several_times_is_one(tmp_path):
+    for seed in (0, 1):
+        run = write_run(tmp_path / "only" / f"seed{seed}", seed=seed, steps=(0,), config={"method": {"name": "eval"}})
+        rewritten(run, lambda row: {**row, "correct": hash(row["example_id"][-1]) % 2 == 0})
+        write_run(tmp_path / "trained" / f"seed{seed}", seed=seed)
+    (one,) = findings([tmp_path]).comparisons
+    assert one.num_seeds == (2, None)
+
+
+def test_the_same_items_in_another_order_are_paired(tmp_path):
+    write_run(tmp_path / "a" / "seed0", accuracy=(0.5, 0.6))
+    other = write_run(tmp_path / "b" / "seed0", accuracy=(0.5, 0.9), config={"method": {"name": "sft"}})
+    (straight,) = findings([tmp_path]).comparisons
+    rows = pyarrow.parquet.read_table(other.evaluation_items).to_pylist()
+    write_parquet(other.evaluation_items, rows[7:40] + rows[:7] + rows[40:])
+    (turned,) = findings([tmp_path]).comparisons
+    assert turned == straight and fact(findings([tmp_path / "b"]).by_run[0], "gain").num_items == 40
+
+
+def test_the_same_ids_with_other_questions_or_images_are_not_paired(tmp_path):
+    write_run(tmp_path / "a" / "seed0")
+    other = write_run(tmp_path / "b" / "seed0", config={"method": {"name": "sft"}})
+    record = read_json(other.provenance)
+    write_json(other.provenance, {**record, "data": {**record["data"], "benchmark": "else"}})
+    found = findings([tmp_path])
+    assert not found.comparisons and "the images are others" in " ".join(one.why for one in found.left_out)
+    write_json(other.provenance, record)
+    rewritten(other, lambda row: {**row, "question": row["question"] + "?" * row["example_id"].endswith("7")})
+    found = findings([tmp_path])
+    whys = " ".join(one.why for one in found.left_out)
+    assert not found.comparisons and "4 of 40 items have the same id and ask something else" in whys
+
+
+def test_a_second_run_of_one_seed_that_came_out_otherwise_is_told_apart(tmp_path):
+    write_run(tmp_path / "a" / "seed0")
+    other = write_run(tmp_path / "b" / "seed0")
+    summary = read_json(other.summary)
+    write_json(other.summary, {**summary, "commit": "f" * 40, "accuracy_after": 0.123})
+    (left,) = findings([tmp_path]).left_out
+    assert "counts once; made by commit ffffffffff, that one by 0123456789" in left.why
+    assert "yet its numbers are others: accuracy_after 0.123 and" in left.why
+
+
+def test_a_price_has_no_upper_bound_where_there_may_be_no_gain(tmp_path):
+    def prices(name, **run):
+        write_run(tmp_path / name / "seed0", **run)
+        found = findings([tmp_path / name])
+        return found.by_run[0].get("seconds_per_point"), behaviour_table(found.by_run, title="").rows[0][-2].below
+
+    price, shown = prices("little", accuracy=(0.5, 0.6))
+    assert price.low < price.value < price.high == inf and shown.endswith("no bound]")
+    price, _ = prices("much", accuracy=(0.3, 0.99))
+    assert price.low < price.value < price.high < inf
+    assert prices("worse", accuracy=(0.9, 0.3)) == (None, "no gain")
+    assert prices("asked", steps=(0,)) == (None, "not trained")
+    assert ",inf," in as_csv(findings([tmp_path / "little"]))
+
+
+def test_seeds_are_ordered_as_numbers(tmp_path):
+    for seed in (10, 2, 0, 1):
+        write_run(tmp_path / "a" / f"seed{seed}", seed=seed)
+    found = findings([tmp_path / "a"])
+    assert found.groups[0].seeds == (0, 1, 2, 10) == tuple(run.seed for run in found.runs.runs)
 
 
 def test_reading_changes_nothing(runs):

@@ -100,7 +100,7 @@ def test_only_what_the_run_repeats_is_marked():
     grpo, reproduced = ("cvbench/grpo", "after"), ("cvbench/reproduced_grpo", "after")
     assert marked() == [("cvbench/base", "before"), grpo, reproduced]
     assert marked(adapter="lora") == [("cvbench/base", "before")]
-    assert marked(model="models/nano-base") == []
+    assert marked(model="models/seed0/nano-base") == []
 
 
 def test_a_row_that_does_not_add_up_widens_theunpaired_difference():
@@ -156,7 +156,7 @@ class TestLines:
 
     def test_a_mark_is_explained_where_there_is_one(self):
         assert beside_lines(summary())[0] == "Published on CV-Bench, in %; > is what this run repeats"
-        assert beside_lines(summary(model="models/nano-base"))[0] == "Published on CV-Bench, in %"
+        assert beside_lines(summary(model="models/seed0/nano-base"))[0] == "Published on CV-Bench, in %"
 
     def test_they_fit_a_terminal(self):
         assert max(map(len, beside_lines(summary()))) <= 100

@@ -174,7 +174,7 @@ class TestCounterparts:
     def test_an_adapter_and_another_model_have_none(self):
         known = {"model": "Qwen/Qwen2-VL-2B", "style": "base", "method": "grpo"}
         assert published().counterparts("cvbench", **known)
-        for change in ({"adapter": "lora"}, {"model": "models/nano-base"}, {"style": "instruct"}):
+        for change in ({"adapter": "lora"}, {"model": "models/seed0/nano-base"}, {"style": "instruct"}):
             assert not published().counterparts("cvbench", **{**known, **change})
 
     def test_a_local_copy_counts_by_its_name(self):

@@ -15,7 +15,7 @@ from visual_r1.rollout.plain import plain_logps
 from visual_r1.rollout.transformers import TransformersEngine
 from visual_r1.rollout.vllm_server import ServerSampler
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[2] / "models" / "seed0"
 EXAMPLES = Spatial(split="test", size=6)[:]
 GREEDY = Sampling(max_completion_length=60, temperature=0.0)
 WARM = Sampling(max_completion_length=60)

@@ -136,4 +136,4 @@ def _of_the_scale(scale: Any, seed: int) -> tuple[str, ...]:
     organisms, each seed starts from its own, so that an interval over seeds covers how the organism came out, too.
     """
     typed = () if scale.num_threads is None else ("scale.num_threads=1",)
-    return (*typed, f"scale.organism_seed={seed}") if "organism_seed" in scale else typed
+    return (*typed, f"scale.organism_seed={seed}") if scale.organism_seed is not None else typed
