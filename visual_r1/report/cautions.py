@@ -145,7 +145,7 @@ def _of_runs(runs: Sequence[Run]) -> Iterator[Caution]:
         text = f"the runs were made by {len(commits)} commits: {', '.join(commits)}"
         yield Caution(about="different code", where=everywhere, text=text)
     for data in ("train", "probe", "benchmark"):
-        hashes = dict.fromkeys(str(run.provenance.get("data", {}).get(data)) for run in runs)
+        hashes = dict.fromkeys(str(_recorded(run, "data").get(data)) for run in runs)
         if len(hashes) > 1:
             text = f"the runs have {len(hashes)} different data sets as {data} (by fingerprint)"
             yield Caution(about="different data", where=everywhere, text=text)
@@ -160,8 +160,13 @@ def _of_runs(runs: Sequence[Run]) -> Iterator[Caution]:
 
 
 def _code(run: Run) -> dict[str, Any]:
-    code = run.provenance.get("code")
-    return code if isinstance(code, dict) else {}
+    return _recorded(run, "code")
+
+
+def _recorded(run: Run, part: str) -> dict[str, Any]:
+    """A part of a run's provenance; empty where an older version had none, or another thing by that name."""
+    found = run.provenance.get(part)
+    return found if isinstance(found, dict) else {}
 
 
 def _percent(share: float) -> str:

@@ -225,7 +225,7 @@ def _runs(found: Findings) -> str:
     runs = found.runs.runs
     facts = {
         "command": [
-            str(run.summary.get("command") or " ".join(map(str, run.provenance.get("command", ())))) for run in runs
+            str(run.summary.get("command") or " ".join(map(str, run.provenance.get("command") or ()))) for run in runs
         ],
         "started": [str(run.provenance.get("started", "–")) for run in runs],
         "resumed": [str(len(run.provenance.get("resumes") or ())) for run in runs],
