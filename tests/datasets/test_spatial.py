@@ -13,8 +13,8 @@ from visual_r1.parsing import is_correct
 from visual_r1.prompts import PROMPT_STYLES
 
 GOLDEN_QUESTION = (
-    "Considering the relative positions of the orange triangle and the red circle in the image provided, where is the "
-    "orange triangle located with respect to the red circle? Select from the following choices.\n(A) left\n(B) right"
+    "Considering the relative positions of the yellow circle and the red square in the image provided, where is the "
+    "yellow circle located with respect to the red square? Select from the following choices.\n(A) left\n(B) right"
 )
 
 
@@ -126,5 +126,5 @@ def test_rotation_moves_each_choice_on():
     assert [example.question for example in turned.rotated(3)] == [example.question for example in data]
     assert data.fingerprint() != turned.fingerprint()
     # Runs from before there was a rotation name their data so.
-    assert Spatial(split="train", size=8).rotated(0).fingerprint() == "9fa3c4ee62346c1d"
+    assert Spatial(split="train", size=8).rotated(0).fingerprint() == "061cbe5e27c4c91e"
     assert data[0].solution_as_written == turned[0].solution_as_written
