@@ -101,11 +101,11 @@ def _of_results(result: Results) -> Iterator[Caution]:
     accuracy = result.get("accuracy")
     if accuracy is None or accuracy.low is None:
         return
-    blank, majority = result.get("blank_accuracy"), result.get("majority")
-    if blank is not None and blank.high is not None and blank.high >= accuracy.low:
+    blank, above, majority = (result.get(name) for name in ("blank_accuracy", "above_blank", "majority"))
+    if blank is not None and above is not None and above.low is not None and above.low <= 0:
         text = (
-            f"accuracy is {_percent(accuracy.value)}, and {_percent(blank.value)} with blank images; their intervals "
-            "overlap: answers need not come from the image"
+            f"accuracy is {_percent(accuracy.value)}, and {_percent(blank.value)} with blank images; paired by item, "
+            "it is not clearly above that: answers need not come from the image"
         )
         yield Caution(about="blank images", where=result.label, text=text)
     if majority is not None and accuracy.low <= majority.value:
@@ -119,18 +119,19 @@ def _of_comparisons(comparisons: Iterable[Comparison]) -> Iterator[Caution]:
         size = abs(one.difference.estimate)
         least = min((count for count in one.num_seeds if count is not None), default=1)
         seeds = f"{least} seed{'s' if least > 1 else ''}"
+        best = ", if seeds did not matter" if one.takes_seeds_as_equal else ""
         if size < one.smallest and one.is_resolved:
             text = (
                 f"the difference of {100 * size:.1f} points is resolved, but smaller than the "
-                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five: what is "
-                "found so is more often too large than too small"
+                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five{best}: what "
+                "is found so is more often too large than too small"
             )
             yield Caution(about="too few seeds", where=where, text=text)
         elif size < one.smallest:
             text = (
                 f"the difference of {100 * size:.1f} points is not resolved, and smaller than the "
-                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five: more seeds "
-                "or items are needed to claim it"
+                f"{100 * one.smallest:.1f} that {one.num_items} items and {seeds} find four times in five{best}: more "
+                "seeds or items are needed to claim it"
             )
             yield Caution(about="too few seeds", where=where, text=text)
         elif one.has_one_seed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import sqrt
@@ -10,7 +10,7 @@ from math import sqrt
 import numpy as np
 
 from visual_r1.report.groups import Group, difference
-from visual_r1.report.runs import LeftOut
+from visual_r1.report.runs import LeftOut, Run
 from visual_r1.statistics import Interval, holm, mcnemar, minimum_difference
 
 _LEVEL = 0.95
@@ -41,6 +41,8 @@ class Comparison:
     smallest: float
     """The smallest true difference that so many items and seeds would show in four of five experiments, if seeds and
     items vary as they did in this one."""
+    takes_seeds_as_equal: bool = False
+    """Whether `smallest` is of seeds that do not matter, since single seeds cannot say by how much they do."""
 
     @property
     def has_one_seed(self) -> bool:
@@ -92,9 +94,16 @@ def _cannot(one: Group, other: Group) -> str | None:
     if not mine or not theirs:
         silent = one if not mine else other
         return f"{silent.label} has no items that all of its seeds were asked, so nothing can be paired"
-    if mine[0].ids != theirs[0].ids:
+    if sorted(mine[0].ids) != sorted(theirs[0].ids):
         common = len(set(mine[0].ids) & set(theirs[0].ids))
         return f"they were asked other items ({len(mine[0].ids)} and {len(theirs[0].ids)}, {common} of them the same)"
+    if theirs[0].in_order_of(mine[0]) is None:
+        changed = len(set(mine[0].asked) - set(theirs[0].asked))
+        return f"{changed} of {len(mine[0].ids)} items have the same id and ask something else: the data has changed"
+    hashes = [{_fingerprint(run) for run in group.runs} for group in (one, other)]
+    # Items in another order, or chosen otherwise, have another fingerprint and may be the same all the same.
+    if mine[0].ids == theirs[0].ids and all(hashes) and None not in hashes[0] | hashes[1] and not hashes[0] & hashes[1]:
+        return "the same questions in the same order, but their data's fingerprints differ: the images are others"
     if len(mine[0].ids) < 2:
         return "they were asked a single item, which has no spread"
     if "strict" not in mine[0].correct or "strict" not in theirs[0].correct:
@@ -102,12 +111,19 @@ def _cannot(one: Group, other: Group) -> str | None:
     return None
 
 
+def _fingerprint(run: Run) -> str | None:
+    data = run.provenance.get("data")
+    return data.get("benchmark") if isinstance(data, Mapping) else None
+
+
 def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
-    ours, theirs = one.verdicts("after"), other.verdicts("after")
+    ours, theirs = one.verdicts("after"), other.verdicts("after", like=one.answered("after")[0])
     assert ours is not None and theirs is not None
+    ours, theirs = _as_one(one, ours), _as_one(other, theirs)
     together = difference(ours, theirs, level=1 - (1 - _LEVEL) / num_comparisons)
     num_items = ours.shape[1]
-    num_seeds = (len(ours) if one.is_trained else None, len(theirs) if other.is_trained else None)
+    is_fixed = [not group.is_trained and len(rows) == 1 for group, rows in ((one, ours), (other, theirs))]
+    num_seeds = (None if is_fixed[0] else len(ours), None if is_fixed[1] else len(theirs))
     least = min((count for count in num_seeds if count is not None), default=1)
     return Comparison(
         benchmark=one.benchmark,
@@ -120,7 +136,13 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
         p=mcnemar(ours[0], theirs[0]) if len(ours) == len(theirs) == 1 else None,
         is_resolved=together.low > 0 or together.high < 0,
         smallest=_resolvable(ours, theirs, num_seeds=least, is_other_fixed=None in num_seeds),
+        takes_seeds_as_equal=len(ours) == len(theirs) == 1 and not all(is_fixed),
     )
+
+
+def _as_one(group: Group, rows: np.ndarray) -> np.ndarray:
+    """One row of a model that nobody trained and that answered the same every time."""
+    return rows[:1] if not group.is_trained and bool((rows == rows[0]).all()) else rows
 
 
 def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int, is_other_fixed: bool) -> float:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from visual_r1.report.runs import Items, Run
-from visual_r1.statistics import Interval, curve_band, difference_over_seeds, mean_over_seeds, paired_difference
+from visual_r1.examples import Example
+from visual_r1.report.runs import Items, Run, in_order
+from visual_r1.scoring.cambrian import Cambrian
+from visual_r1.statistics import (
+    Interval,
+    ItemStratum,
+    curve_band,
+    difference_over_seeds,
+    mean_over_seeds,
+    paired_difference,
+)
 
 MOMENTS = ("before", "after")
 HEADLINE = "strict"
@@ -40,25 +50,72 @@ class Group:
         """Whether a seed could have come out otherwise: a model that was only asked is the same every time."""
         return any(run.summary.get("steps") for run in self.runs)
 
-    def answered(self, when: str) -> tuple[Items, ...]:
-        """Each seed's items; empty unless every seed has them and was asked the same ones."""
-        found = [run.items[when] for run in self.runs if when in run.items]
-        is_same = len(found) == len(self.runs) and all(one.ids == found[0].ids for one in found)
-        return tuple(found) if is_same else ()
+    def answered(self, when: str, *, like: Items | None = None) -> tuple[Items, ...]:
+        """Each seed's items in one order; empty unless every seed has them and was asked the same ones.
 
-    def verdicts(self, when: str, *, scorer: str = HEADLINE, category: str | None = None) -> np.ndarray | None:
-        """Right (1) or wrong (0), ``[seeds, items]``; None without two items at least, or without this scorer."""
-        answered = self.answered(when)
-        if not answered or any(scorer not in one.correct for one in answered):
+        Args:
+            when: ``before`` or ``after``.
+            like: whose order it is, and which items they must be; None for the first seed's.
+        """
+        found = [run.items[when] for run in self.runs if when in run.items]
+        if not found or len(found) < len(self.runs):
+            return ()
+        first = like or found[0]
+        aligned = [same for one in found if (same := one.in_order_of(first)) is not None]
+        return tuple(aligned) if len(aligned) == len(found) else ()
+
+    def values(
+        self, measure: str, when: str, *, scorer: str = HEADLINE, category: str | None = None, like: Items | None = None
+    ) -> np.ndarray | None:
+        """Of each item the number that a measure is the mean of, ``[seeds, items]``.
+
+        None without two items at least, or where it is not on record by item. ``scorer`` is asked for ``accuracy``
+        alone; ``like`` is as in `answered`.
+        """
+        answered = self.answered(when, like=like)
+        columns = [one.correct.get(scorer) if measure == "accuracy" else one.measured.get(measure) for one in answered]
+        known = [column for column in columns if column is not None]
+        if not known or len(known) < len(columns):
             return None
         indices = answered[0].of(category)
-        return np.array([one.correct[scorer][indices] for one in answered], dtype=float) if len(indices) > 1 else None
+        return np.array([column[indices] for column in known], dtype=float) if len(indices) > 1 else None
 
-    def start(self, *, scorer: str = HEADLINE, category: str | None = None) -> np.ndarray | None:
+    def verdicts(
+        self, when: str, *, scorer: str = HEADLINE, category: str | None = None, like: Items | None = None
+    ) -> np.ndarray | None:
+        """Right (1) or wrong (0): `values` of accuracy."""
+        return self.values("accuracy", when, scorer=scorer, category=category, like=like)
+
+    def start(
+        self, *, scorer: str = HEADLINE, category: str | None = None, like: Items | None = None
+    ) -> np.ndarray | None:
         """As `verdicts` of the starting point, which is one row where all seeds began with the same answers."""
-        verdicts = self.verdicts("before", scorer=scorer, category=category)
+        verdicts = self.verdicts("before", scorer=scorer, category=category, like=like)
         is_one = verdicts is not None and bool((verdicts == verdicts[0]).all())
         return verdicts[:1] if verdicts is not None and is_one else verdicts
+
+    def strata(self, scorer: str, *, category: str | None = None) -> tuple[ItemStratum, ...] | None:
+        """How much each item counts in a scorer's accuracy; empty where all count the same, None where nobody can say.
+
+        A scorer averages as the accuracies do that it has written down: plainly, or as `Cambrian` over collections.
+        """
+        answered = self.answered("after")
+        if not answered:
+            return None
+        everything = answered[0].of(None)
+        for weigh in (_alike, _cambrian):
+            whole = weigh(answered[0], everything)
+            if whole is not None and self._is_averaged_by(whole, scorer, like=answered[0]):
+                return weigh(answered[0], answered[0].of(category))
+        return None
+
+    def _is_averaged_by(self, strata: tuple[ItemStratum, ...], scorer: str, *, like: Items) -> bool:
+        for when in self.runs[0].moments:
+            verdicts = self.verdicts(when, scorer=scorer, like=like)
+            written = [_accuracy_on_record(run, scorer, when) for run in self.runs]
+            if verdicts is None or not _agree(_means(verdicts, strata), written):
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +175,7 @@ def groups_of(runs: Iterable[Run]) -> tuple[Group, ...]:
         name = members[0].name
         seen[name] += 1
         label = f"{name} ({seen[name]})" if names[name] > 1 else name
-        groups.append(Group(label=label, runs=tuple(sorted(members, key=lambda run: str(run.seed)))))
+        groups.append(Group(label=label, runs=tuple(sorted(members, key=lambda run: in_order(run.seed)))))
     return tuple(groups)
 
 
@@ -129,7 +186,7 @@ def results_of_run(run: Run) -> Results:
         benchmark=run.benchmark,
         seeds=(run.seed,),
         is_group=False,
-        facts=(*_summarised(run), *_gains(Group(label=run.label, runs=(run,))), *_costs([run])),
+        facts=(*_summarised(run), *_paired(Group(label=run.label, runs=(run,)))),
     )
 
 
@@ -144,16 +201,15 @@ def results_of_group(group: Group) -> Results:
         same = [other for facts in by_seed for other in facts if _what(other) == _what(fact)]
         if len(same) < len(by_seed):
             continue
-        interval = _over_items(group, fact, [other.value for other in same]) or _over_seeds(
-            [other.value for other in same]
-        )
-        facts.append(_fact(fact, interval))
+        values = [other.value for other in same]
+        interval = _over_items(group, fact, values)
+        facts.append(_over_seeds(fact, values) if interval is None else _fact(fact, interval))
     return Results(
         label=group.label,
         benchmark=group.benchmark,
         seeds=group.seeds,
         is_group=True,
-        facts=(*facts, *_gains(group), *_costs(group.runs)),
+        facts=(*facts, *_paired(group)),
     )
 
 
@@ -176,19 +232,100 @@ def _fact(like: Fact, interval: Interval) -> Fact:
 
 
 def _over_items(group: Group, fact: Fact, values: Sequence[float]) -> Interval | None:
-    """An accuracy over seeds and items; None where it is no mean over items, as Cambrian's is not."""
-    if fact.measure != "accuracy":
+    """A mean over seeds and items; None where its numbers by item are not on record, or their mean is another."""
+    scorer, category = fact.scorer or HEADLINE, fact.category or None
+    answered = group.answered("after")
+    table = (
+        group.values(fact.measure, fact.when, scorer=scorer, category=category, like=answered[0]) if answered else None
+    )
+    strata = group.strata(scorer, category=category) if fact.scorer else ()
+    if table is None or strata is None or not _agree(_means(table, strata), values):
         return None
-    verdicts = group.verdicts(fact.when, scorer=fact.scorer or HEADLINE, category=fact.category or None)
-    if verdicts is None or not np.allclose(verdicts.mean(axis=1), values):
-        return None
-    return mean_over_seeds(verdicts)
+    return mean_over_seeds(table, strata=strata)
 
 
-def _over_seeds(values: Sequence[float]) -> Interval:
-    if len(set(values)) == 1:  # chance and the like: the mean of equal numbers must not round to another
-        return Interval(values[0], values[0], values[0])
-    return curve_band([[value] for value in values])[0]
+def _over_seeds(fact: Fact, values: Sequence[float]) -> Fact:
+    """A mean over seeds with the t-interval over them; a share's ends stay in [0, 1].
+
+    Equal numbers have no ends: that seeds agree does not make them certain. Baselines are facts and have none to need.
+    """
+    if len(set(values)) == 1:  # the mean of equal numbers must not round to another
+        return replace(fact, value=values[0], low=None, high=None)
+    (interval,) = curve_band([[value] for value in values])
+    low, high = (
+        (max(0.0, interval.low), min(1.0, interval.high)) if fact.unit == "share" else (interval.low, interval.high)
+    )
+    return replace(fact, value=interval.estimate, low=low, high=high)
+
+
+def _alike(items: Items, indices: np.ndarray) -> tuple[ItemStratum, ...]:
+    return ()
+
+
+def _cambrian(items: Items, indices: np.ndarray) -> tuple[ItemStratum, ...] | None:
+    """The weights of CV-Bench's collections among these items; None where there are none, or one has a single item."""
+    examples = [
+        Example(
+            id=items.ids[index],
+            images=(),
+            question="-",
+            choices=("a", "b"),
+            solution="A",
+            category=items.categories[index],
+            subset=items.subsets[index] if items.subsets else None,
+        )
+        for index in indices
+    ]
+    parts = Cambrian().parts(examples)
+    is_whole = sum(len(part.indices) for part in parts) == len(examples)
+    if not parts or not is_whole or any(len(part.indices) < 2 for part in parts):
+        return None
+    return tuple(ItemStratum(part.weight, part.indices) for part in parts)
+
+
+def _means(table: np.ndarray, strata: Sequence[ItemStratum]) -> np.ndarray:
+    """Of each seed the mean of its items."""
+    if not strata:
+        return table.mean(axis=1)
+    return np.sum([one.weight * table[:, list(one.items)].mean(axis=1) for one in strata], axis=0)
+
+
+def _agree(means: np.ndarray, written: Sequence[float | None]) -> bool:
+    known = [value for value in written if value is not None]
+    return len(known) == len(means) and bool(np.allclose(means, known))
+
+
+def _accuracy_on_record(run: Run, scorer: str, when: str) -> float | None:
+    by_scorer = _mapping(_mapping(_mapping(run.summary.get("scorers")).get(scorer)).get(when))
+    value = run.summary.get(f"accuracy_{when}") if scorer == HEADLINE else by_scorer.get("accuracy")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _paired(group: Group) -> Iterator[Fact]:
+    """What comes of pairs of answers to one item, and what a gain cost."""
+    gains = list(_gains(group))
+    yield from gains
+    yield from _above_blank(group)
+    gain = next((one for one in gains if one.scorer == HEADLINE and not one.category), None)
+    yield from _costs(group.runs, gain)
+
+
+def _above_blank(group: Group) -> Iterator[Fact]:
+    """Accuracy minus that of the same model on the same questions with blank images."""
+    seen = group.verdicts("after")
+    blank = group.values("blank_accuracy", "after")
+    if seen is None or blank is None:
+        return
+    interval = difference(seen, blank, is_paired=True)
+    yield Fact(
+        measure="above_blank",
+        value=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        unit="difference",
+        scorer=HEADLINE,
+        num_items=seen.shape[1],
+    )
 
 
 def _summarised(run: Run) -> list[Fact]:
@@ -236,16 +373,17 @@ def _measured(values: Mapping[str, Any], *, when: str, scorer: str, category: st
 def _gains(group: Group) -> Iterator[Fact]:
     """After minus before on the same items, by scorer and category."""
     answered = group.answered("after")
-    if not answered or not group.answered("before") or answered[0].ids != group.answered("before")[0].ids:
+    if not answered or not group.answered("before", like=answered[0]):
         return
     categories = (None, *dict.fromkeys(answered[0].categories))
     for scorer in answered[0].correct:
         for category in categories:
             after = group.verdicts("after", scorer=scorer, category=category)
-            before = group.start(scorer=scorer, category=category)
-            if after is None or before is None:
+            before = group.start(scorer=scorer, category=category, like=answered[0])
+            strata = group.strata(scorer, category=category)
+            if after is None or before is None or strata is None:
                 continue
-            interval = difference(after, before, is_paired=len(before) == len(after))
+            interval = difference(after, before, is_paired=len(before) == len(after), strata=strata)
             yield Fact(
                 measure="gain",
                 value=interval.estimate,
@@ -258,17 +396,25 @@ def _gains(group: Group) -> Iterator[Fact]:
             )
 
 
-def difference(one: np.ndarray, other: np.ndarray, *, is_paired: bool = False, level: float = 0.95) -> Interval:
+def difference(
+    one: np.ndarray,
+    other: np.ndarray,
+    *,
+    is_paired: bool = False,
+    strata: Sequence[ItemStratum] = (),
+    level: float = 0.95,
+) -> Interval:
     """Mean of one minus the other on the same items, ``[seeds, items]`` each; over seeds where there are several."""
-    if len(one) == 1 and len(other) == 1:
+    if len(one) == 1 and len(other) == 1 and not strata:
         return paired_difference(one[0], other[0], level=level)
-    return difference_over_seeds(one, other, paired=is_paired, level=level)
+    return difference_over_seeds(one, other, paired=is_paired, strata=strata, level=level)
 
 
-def _costs(runs: Sequence[Run]) -> Iterator[Fact]:
-    """Time and tokens, and what a point of accuracy cost in them; no price without a gain."""
-    gains = list(_gains(Group(label="", runs=tuple(runs))))
-    gain = next((one for one in gains if one.scorer == HEADLINE and not one.category), None)
+def _costs(runs: Sequence[Run], gain: Fact | None) -> Iterator[Fact]:
+    """Time and tokens, and what a point of accuracy cost in them; no price without a gain.
+
+    Where the gain's interval holds 0, no price is too high: the upper end is infinite.
+    """
     for measure, unit, values in (
         ("seconds", "seconds", [run.seconds for run in runs]),
         ("tokens", "tokens", [run.last("num_tokens") for run in runs]),
@@ -281,12 +427,11 @@ def _costs(runs: Sequence[Run]) -> Iterator[Fact]:
         yield Fact(measure=measure, value=mean, unit=unit)
         if unit == "steps" or gain is None or gain.value <= 0:
             continue
-        has_ends = gain.low is not None and gain.high is not None and gain.low > 0
         yield Fact(
             measure=f"{measure}_per_point",
             value=mean / (100 * gain.value),
-            low=mean / (100 * gain.high) if has_ends and gain.high else None,
-            high=mean / (100 * gain.low) if has_ends and gain.low else None,
+            low=None if gain.high is None else mean / (100 * gain.high),
+            high=None if gain.low is None else mean / (100 * gain.low) if gain.low > 0 else inf,
             unit=f"{unit} per point",
         )
 

@@ -18,6 +18,15 @@ from visual_r1.run_folder import RunFolder
 _OUTSIDE = frozenset(("name", "seed", "runs_dir", "tracker"))
 """What of a configuration two seeds of one experiment may differ in."""
 
+_ASKED = ("question", "choices", "solution")
+_MEASURED = {
+    "blank_accuracy": "blank_correct",
+    "truncated_rate": "is_truncated",
+    "well_formed_rate": "well_formed",
+    "length": "num_tokens",
+}
+"""A measure and the column of ``evaluation.parquet`` that it is the mean of."""
+
 _UNREADABLE = (ValueError, OSError, yaml.YAMLError)
 """What the readers of YAML, JSON and parquet raise on a file that is damaged or not theirs."""
 
@@ -39,12 +48,37 @@ class Items:
     categories: tuple[str, ...]
     correct: Mapping[str, np.ndarray]
     """Right or not, by scorer; ``strict`` is always there."""
+    asked: tuple[tuple[str, ...], ...] = ()
+    """Of each item its id and what was asked: question, choices, solution, as far as the file has them."""
+    subsets: tuple[str | None, ...] = ()
+    """The collections that the items are from; empty where the file does not say."""
+    measured: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Other numbers of an item, by the name of the measure that is their mean: ``blank_accuracy``, ``length``."""
 
     def of(self, category: str | None) -> np.ndarray:
         """Indices of a category's items; all for None."""
         if category is None:
             return np.arange(len(self.ids))
         return np.flatnonzero(np.asarray(self.categories) == category)
+
+    def in_order_of(self, other: Items) -> Items | None:
+        """These items in the order in which the other has them; None where they are not the same."""
+        if self.asked == other.asked:
+            return self
+        if sorted(self.asked) != sorted(other.asked):
+            return None
+        order = np.empty(len(self.asked), dtype=int)
+        order[sorted(range(len(order)), key=other.asked.__getitem__)] = sorted(
+            range(len(order)), key=self.asked.__getitem__
+        )
+        return Items(
+            ids=_taken(self.ids, order),
+            categories=_taken(self.categories, order),
+            correct={scorer: values[order] for scorer, values in self.correct.items()},
+            asked=_taken(self.asked, order),
+            subsets=_taken(self.subsets, order) if self.subsets else (),
+            measured={measure: values[order] for measure, values in self.measured.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +189,34 @@ def read_runs(paths: Sequence[Path]) -> RunSet:
             continue
         twin = next((one for one in runs if (one.recipe, one.seed) == (run.recipe, run.seed)), None)
         if twin is not None and run.is_finished and twin.is_finished:
-            why = f"the same configuration and seed as {twin.folder.path}: one run, which counts once"
+            why = (
+                f"the same configuration and seed as {twin.folder.path}: one run, which counts once{_apart(run, twin)}"
+            )
             left_out.append(LeftOut(where=str(folder.path), what="the run", why=why))
             continue
         runs.append(run)
     if not runs:
         raise ValueError("; ".join(f"{one.where}: {one.why}" for one in left_out))
     return RunSet(runs=tuple(runs), left_out=tuple(left_out))
+
+
+def _apart(run: Run, twin: Run) -> str:
+    """In what two runs of one configuration and seed differ after all; empty where they do not."""
+    commits = [str(one.summary.get("commit") or "no commit")[:10] for one in (run, twin)]
+    names = ("accuracy_before", "accuracy_after", "length_after", "reflection_after", "steps")
+    numbers = [
+        f"{name} {run.summary.get(name)} and {twin.summary.get(name)} there"
+        for name in names
+        if run.summary.get(name) != twin.summary.get(name)
+    ]
+    said = f"; made by commit {commits[0]}, that one by {commits[1]}" if commits[0] != commits[1] else ""
+    return said + (f"; yet its numbers are others: {', '.join(numbers)}" if numbers else "")
+
+
+def in_order(seed: Any) -> tuple[bool, float, str]:
+    """What seeds are sorted by: numbers as numbers, 2 before 10."""
+    text = str(seed)
+    return (True, 0.0, text) if not text.isdecimal() else (False, float(text), text)
 
 
 def _find(paths: Iterable[Path]) -> tuple[list[RunFolder], list[LeftOut]]:
@@ -171,7 +226,8 @@ def _find(paths: Iterable[Path]) -> tuple[list[RunFolder], list[LeftOut]]:
         if not path.exists():
             left_out.append(LeftOut(where=str(path), what="the run", why="there is no such folder"))
             continue
-        inside = [path, *sorted(path.glob("seed*")), *sorted(path.glob("*/seed*"))] if path.is_dir() else []
+        seeds = (sorted(path.glob(pattern), key=_by_seed) for pattern in ("seed*", "*/seed*") if path.is_dir())
+        inside = [path, *(one for found_here in seeds for one in found_here)]
         here = [one for one in inside if (one / "config.yaml").is_file()]
         if not here:
             why = "not a run: it has no config.yaml, and neither has a seed folder in it"
@@ -179,6 +235,10 @@ def _find(paths: Iterable[Path]) -> tuple[list[RunFolder], list[LeftOut]]:
         for one in here[:1] if here[:1] == [path] else here:
             found.setdefault(one.resolve(), RunFolder(one))
     return list(found.values()), left_out
+
+
+def _by_seed(folder: Path) -> tuple[Any, ...]:
+    return (folder.parent, *in_order(folder.name.removeprefix("seed")))
 
 
 def _read(folder: RunFolder) -> tuple[Run | None, list[LeftOut]]:
@@ -275,8 +335,23 @@ def _read_items(path: Path, leave: Any) -> dict[str, Items]:
 def _items(columns: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Items:
     scorers = {name.removeprefix("correct").removeprefix("_") or "strict": name for name in columns}
     scorers = {scorer: name for scorer, name in scorers.items() if name.startswith("correct")}
+
+    def column(name: str) -> list[Any]:
+        return [columns[name][index] for index in indices]
+
+    texts = [name for name in ("example_id", *_ASKED) if name in columns]
+    numbers = {measure: column(name) for measure, name in _MEASURED.items() if name in columns}
+    if "reflection" in columns:
+        numbers["reflection"] = [None if found is None else bool(found) for found in column("reflection")]
     return Items(
         ids=tuple(str(columns["example_id"][index]) for index in indices),
+        asked=tuple(tuple(str(columns[name][index]) for name in texts) for index in indices),
+        subsets=tuple(column("subset")) if "subset" in columns else (),
+        measured={
+            measure: np.array(values, dtype=float)
+            for measure, values in numbers.items()
+            if all(isinstance(value, bool | int | float) for value in values)
+        },
         categories=tuple(str(columns["category"][index]) for index in indices),
         correct={
             scorer: np.array([bool(columns[name][index]) for index in indices]) for scorer, name in scorers.items()
@@ -285,7 +360,12 @@ def _items(columns: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Item
 
 
 def _is_needed(name: str) -> bool:
-    return name in ("when", "example_id", "category", "correct") or name.startswith("correct_")
+    known = ("when", "example_id", "category", "subset", "correct", "reflection", *_ASKED, *_MEASURED.values())
+    return name in known or name.startswith("correct_")
+
+
+def _taken(values: Sequence[Any], order: np.ndarray) -> tuple[Any, ...]:
+    return tuple(values[index] for index in order)
 
 
 def _is_number(value: Any) -> bool:

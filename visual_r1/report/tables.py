@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isinf
 from typing import Any
 
 from visual_r1.report.beside import beside, unpaired_difference
@@ -107,8 +108,8 @@ def behaviour_table(results: Sequence[Results], *, title: str) -> Table:
             _cost(one.get("steps"), _count),
             _cost(one.get("seconds"), _duration),
             _cost(one.get("tokens"), _count),
-            _cost(one.get("seconds_per_point"), _duration),
-            _cost(one.get("tokens_per_point"), _count),
+            _price(one, "seconds_per_point", _duration),
+            _price(one, "tokens_per_point", _count),
         )
         for one in results
     )
@@ -117,7 +118,8 @@ def behaviour_table(results: Sequence[Results], *, title: str) -> Table:
     note = (
         "Before → after. Length in tokens, reflection as the share of completions with a phrase of the keyword list: "
         "on the benchmark, greedy, and on the probe, sampled. Time is of the whole command, tokens are those that the "
-        "trainer has seen, prompts included. A point: one percentage point of accuracy gained; no price without a gain."
+        "trainer has seen, prompts included. A point: one percentage point of accuracy gained; no price without a "
+        "gain, and no bound on it where the gain's interval holds 0."
     )
     return Table(title=title, note=note, header=header, rows=rows)
 
@@ -150,7 +152,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             Cell(text=f"{one.one} − {one.other}", below=one.benchmark),
             Cell(text=_signed(one.difference.estimate), below=_ends(one.difference, 100)),
             Cell(text=one.verdict, below=one.remark, tone="good" if one.is_resolved else "quiet"),
-            Cell(text=f"{100 * one.smallest:.1f}"),
+            Cell(
+                text=f"{100 * one.smallest:.1f}",
+                below="if seeds did not matter" if one.takes_seeds_as_equal else "",
+            ),
             Cell(text=f"{one.num_items}"),
             Cell(text=" / ".join("untrained" if count is None else str(count) for count in one.num_seeds)),
             NOTHING if one.p is None else Cell(text=_p(one.p)),
@@ -324,8 +329,22 @@ def _change(one: Results, measure: str, show: Callable[[float], str]) -> Cell:
 def _cost(fact: Fact | None, show: Callable[[float], str]) -> Cell:
     if fact is None:
         return NOTHING
-    ends = f"[{show(fact.low)}, {show(fact.high)}]" if fact.low is not None and fact.high is not None else ""
-    return Cell(text=show(fact.value), below=ends)
+    if fact.low is None or fact.high is None:
+        return Cell(text=show(fact.value))
+    high = "no bound" if isinf(fact.high) else show(fact.high)
+    return Cell(text=show(fact.value), below=f"[{show(fact.low)}, {high}]")
+
+
+def _price(one: Results, measure: str, show: Callable[[float], str]) -> Cell:
+    """What a point of accuracy cost, or why it has no price."""
+    if (fact := one.get(measure)) is not None:
+        return _cost(fact, show)
+    steps, gain = one.get("steps"), one.get("gain")
+    if steps is not None and not steps.value:
+        return replace(NOTHING, below="not trained")
+    if gain is None:
+        return replace(NOTHING, below="gain unknown")
+    return replace(NOTHING, below="no gain" if gain.value <= 0 else "not on record")
 
 
 def _fact_ends(fact: Fact) -> str:

@@ -20,7 +20,8 @@ def as_csv(found: Findings) -> str:
     """All numbers of a report, for a spreadsheet or a data frame.
 
     ``kind`` is ``run``, ``group``, ``difference``, ``published``, ``warning`` or ``left out``; the text of the last two
-    stands in ``note``. Shares and differences are in [-1, 1]; ``low`` and ``high`` are the ends of 95 % intervals.
+    stands in ``note``. Shares and differences are in [-1, 1]; ``low`` and ``high`` are the ends of 95 % intervals;
+    ``inf`` is the end of a price that has no bound.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
