@@ -177,7 +177,8 @@ def test_lines_beyond_the_eighth_differ_in_their_mark_where_the_colour_comes_aga
           drawCharts();
           const paths = [...document.querySelectorAll("#legend path")];
           const inLegend = paths.map((node) => node.getAttribute("fill") + node.getAttribute("d"));
-          const lines = document.querySelector("#chart-accuracy .plot").data.filter((trace) => trace.text && trace.line.width > 2);
+          const drawn = document.querySelector("#chart-accuracy .plot").data;
+          const lines = drawn.filter((trace) => trace.text && trace.line.width > 2);
           return [inLegend, lines.map((trace) => trace.line.color + trace.marker.symbol)];
         }"""
     )
@@ -214,3 +215,12 @@ def test_a_broken_line_says_where_its_band_is(visit):
     page = visit()
     assert "Bands of the broken lines: in the values and the table." in page.locator("#chart-by_outcome").inner_text()
     assert "broken" not in page.locator("#chart-length").inner_text()
+
+
+def test_phrases_have_small_charts_and_one_table(visit):
+    page = visit(width=360)
+    charts = page.locator("#phrases .chart")
+    assert charts.locator("h3").all_inner_texts() == ["“let me check” %", "“wait” %"]
+    assert charts.locator(".main-svg").count() >= 2 and charts.first.bounding_box()["width"] <= 336
+    table = page.get_by_role("table", name="All phrases that were said")
+    assert table.locator("tbody th").all_inner_texts() == ["let me check", "wait"]

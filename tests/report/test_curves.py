@@ -6,7 +6,9 @@ import pytest
 
 from tests.finished_runs import write_run
 from visual_r1.files import write_jsonl
-from visual_r1.report.curves import MAX_PHRASES, MAX_POINTS, by_keyword_list, charts_for, curve_over_seeds
+from visual_r1.report.across import drawn, findings
+from visual_r1.report.curves import MAX_PHRASES, MAX_POINTS, by_keyword_list, charts_for, curve_over_seeds, entries_of
+from visual_r1.report.phrases import phrase_table
 from visual_r1.report.rollouts import Sampled
 from visual_r1.report.runs import read_runs
 from visual_r1.statistics import curve_band, wilson
@@ -70,14 +72,30 @@ def test_charts_name_what_the_aha_moment_and_its_controls_need():
     assert {"reflection", "per_1k", "by_outcome"} <= charts
 
 
-def test_single_phrases_have_a_chart_of_those_that_were_said(tmp_path):
+def test_phrases_that_were_said_most_have_charts_and_all_that_were_said_a_table(tmp_path):
     run = write_run(tmp_path / "a" / "seed0", is_finished=False)
     rates = {f"probe/reflection/keyword/word_{number}": 0.01 * number for number in range(MAX_PHRASES + 3)}
-    write_jsonl(run.metrics, [{"step": 0, **rates}])
-    (chart,) = [one for one in charts_for(read_runs([tmp_path]).runs, ()) if one.key == "phrases"]
-    labels = [choice.label for choice in chart.choices]
-    assert len(labels) == MAX_PHRASES and labels[:2] == [f"word {MAX_PHRASES + 2}", f"word {MAX_PHRASES + 1}"]
-    assert chart.choices[0].lines[0].probe == f"probe/reflection/keyword/word_{MAX_PHRASES + 2}"
-    assert f"most frequent of the {MAX_PHRASES + 2} that were said; 1 never were" in chart.note
+    write_jsonl(run.metrics, [{"step": 0, **rates}, {"step": 5, **dict.fromkeys(rates, 0.0)}])
+    runs = read_runs([tmp_path]).runs
+    charts = [one for one in charts_for(runs, ()) if one.place == "phrases"]
+    assert [one.title for one in charts] == [f"“word {number}”" for number in range(MAX_PHRASES + 2, 2, -1)]
+    assert charts[0].choices[0].lines[0].probe == f"probe/reflection/keyword/word_{MAX_PHRASES + 2}"
+    entries = entries_of((), runs)
+    table = phrase_table(entries)
+    assert table is not None and table.header == ("phrase", "a seed 0, unfinished")
+    assert [[cell.text for cell in row] for row in table.rows][-1] == ["word 1", "1.0 → 0.0"]
+    assert len(table.rows) == MAX_PHRASES + 2 and table.note.endswith("Never said: word 0.")
     write_jsonl(run.metrics, [{"step": 0, "probe/reflection/keyword/wait": 0.0}])
-    assert not [one for one in charts_for(read_runs([tmp_path]).runs, ()) if one.key == "phrases"]
+    runs = read_runs([tmp_path]).runs
+    assert not [one for one in charts_for(runs, ()) if one.place == "phrases"]
+    assert phrase_table(entries_of((), runs)) is None
+
+
+def test_repetition_has_a_chart_and_no_band_that_takes_a_mean_for_a_count(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0", is_finished=False)
+    rates = {"probe/repetition/repeated_rate": 0.25, "probe/repetition/looping_rate": 0.25}
+    write_jsonl(run.metrics, [{"step": 0, **rates}])
+    found = findings([tmp_path])
+    curves = drawn(found, keyword_lists={}, examples_of=lambda node: ()).curves
+    assert "repetition" in {one.key for one in charts_for(found.runs.runs, ())}
+    assert [line["band"] for key in rates for line in curves[key] if line] == ["", "items"]

@@ -194,7 +194,7 @@ function legend() {
 
 function startCharts() {
   if (!data.charts.length) return;
-  for (const chart of data.charts) document.getElementById(chart.aha ? "aha" : "controls").append(makeChart(chart));
+  for (const chart of data.charts) document.getElementById(chart.place).append(makeChart(chart));
   const bar = document.getElementById("bar");
   const source = element("select", { id: "source" }, element("option", { value: "probe" }, "held-out probe"), element("option", { value: "train" }, "training rollouts"));
   source.addEventListener("change", () => { state.source = source.value; drawCharts(); });

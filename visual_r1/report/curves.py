@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.report.groups import Group
@@ -17,8 +17,11 @@ MAX_POINTS = 400
 """Of a curve; a longer one is averaged over neighbouring steps, or the file would grow with the run."""
 
 
-MAX_PHRASES = 12
-"""Of a keyword list, which may have sixty, with a curve of their own: those that were said most."""
+MAX_PHRASES = 6
+"""Of a keyword list, which may have sixty, with a chart of their own: those that were said most."""
+
+PHRASE = "reflection/keyword/"
+"""Stands before a phrase in the name of its curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,8 @@ class Chart:
     note: str
     """How to read it, one sentence."""
     choices: tuple[Choice, ...]
-    is_aha: bool = False
-    """One of the panels of the aha figure."""
+    place: Literal["aha", "controls", "phrases"] = "controls"
+    """The aha figure, what else could explain it, or single phrases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ def _aha(lists: Sequence[str]) -> tuple[Chart, ...]:
             unit="%",
             note="Dotted: answers that can be read. An unreadable answer is wrong, so accuracy may start below chance.",
             choices=(_one("", _both("accuracy"), _both("format/parse_rate", "readable", "dot")),),
-            is_aha=True,
+            place="aha",
         ),
         Chart(
             key="length",
@@ -129,7 +132,7 @@ def _aha(lists: Sequence[str]) -> tuple[Chart, ...]:
             unit="tokens",
             note="Mean tokens of a completion. A longer completion holds more of any phrase by chance.",
             choices=(_one("", _both("completions/mean_length")),),
-            is_aha=True,
+            place="aha",
         ),
         Chart(
             key="reflection",
@@ -137,7 +140,7 @@ def _aha(lists: Sequence[str]) -> tuple[Chart, ...]:
             unit="%",
             note="Completions with at least one phrase of the keyword list. Untrained models reflect too: see step 0.",
             choices=_by_list(lists, "any_rate"),
-            is_aha=True,
+            place="aha",
         ),
     )
 
@@ -235,8 +238,7 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
             key="format",
             title="Format and truncation",
             unit="%",
-            note="Well-formed completions, empty thoughts, completions that the length limit cut, and how much of one "
-            "repeats what it has said.",
+            note="Well-formed completions, empty thoughts, and completions that the length limit cut.",
             choices=(
                 _one("well formed", _both("format/well_formed_rate")),
                 _one(
@@ -244,7 +246,16 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
                     Line(label="", probe="probe/format/truncated_rate", train="completions/clipped_ratio"),
                 ),
                 _one("empty thought", _both("format/empty_thought_rate")),
-                _one("4-grams said before", _both("repetition/repeated_rate")),
+            ),
+        ),
+        Chart(
+            key="repetition",
+            title="Repetition",
+            unit="%",
+            note="How much of a completion repeats what it has said; dashed, completions that repeat more than half. "
+            "If this rises with the length, the longer text says nothing new.",
+            choices=(
+                _one("", _both("repetition/repeated_rate"), _both("repetition/looping_rate", "more than half", "dash")),
             ),
         ),
         Chart(
@@ -301,29 +312,30 @@ def _controls(lists: Sequence[str], terms: Sequence[str], categories: Sequence[s
     )
 
 
-def _phrases(runs: Sequence[Run]) -> Iterator[Chart]:
-    """The chart of single phrases, if one was said."""
+def phrases_said(runs: Iterable[Run]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The phrases that some completion holds, those of the highest share first; and those that were never said."""
     most: dict[str, float] = {}
     for run in runs:
         for row in run.rows:
             for key, value in row.items():
-                _, is_phrase, phrase = key.partition("reflection/keyword/")
+                _, is_phrase, phrase = key.partition(PHRASE)
                 if is_phrase:
                     most[phrase] = max(value, most.get(phrase, 0.0))
-    said = sorted((phrase for phrase, rate in most.items() if rate), key=lambda phrase: (-most[phrase], phrase))
-    if not said:
-        return
-    which = "All" if len(said) <= MAX_PHRASES else f"The {MAX_PHRASES} most frequent"
-    yield Chart(
-        key="phrases",
-        title="Reflection, phrase by phrase",
-        unit="%",
-        note=f"Completions with this phrase of the run's own list. {which} of the {len(said)} that were said; "
-        f"{len(most) - len(said)} never were.",
-        choices=tuple(
-            _one(phrase.replace("_", " "), _both(f"reflection/keyword/{phrase}")) for phrase in said[:MAX_PHRASES]
-        ),
-    )
+    ordered = sorted(most, key=lambda phrase: (-most[phrase], phrase))
+    return tuple(one for one in ordered if most[one] > 0), tuple(one for one in ordered if not most[one] > 0)
+
+
+def _phrases(runs: Sequence[Run]) -> Iterator[Chart]:
+    """A chart of each of the phrases that were said most."""
+    for number, phrase in enumerate(phrases_said(runs)[0][:MAX_PHRASES]):
+        yield Chart(
+            key=f"phrase-{number}",
+            title=f"“{phrase.replace('_', ' ')}”",
+            unit="%",
+            note="",
+            choices=(_one("", _both(f"{PHRASE}{phrase}")),),
+            place="phrases",
+        )
 
 
 _RATES = ("any_rate", "any_rate_correct", "any_rate_incorrect", "per_1k_tokens")

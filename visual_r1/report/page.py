@@ -15,6 +15,7 @@ from typing import Any
 from visual_r1.report.across import Drawn, Findings
 from visual_r1.report.cautions import Caution
 from visual_r1.report.curves import Chart, Entry
+from visual_r1.report.phrases import phrase_table
 from visual_r1.report.runs import LeftOut, Run
 from visual_r1.report.tables import Cell, Scale, Table
 
@@ -185,7 +186,20 @@ def _curves(drawn: Drawn) -> str:
         '<div class="aha" id="aha"></div>'
         '<h3 id="h-controls" style="margin-top:1.4rem">Controls: what else could explain it</h3>'
         '<div class="charts" id="controls"></div>'
+        f"{_phrases(drawn)}"
         "<noscript><p>Curves and rollouts need JavaScript; the tables do not.</p></noscript>"
+    )
+
+
+def _phrases(drawn: Drawn) -> str:
+    table = phrase_table(drawn.entries)
+    if table is None:
+        return ""
+    return (
+        '<h3 id="h-phrases" style="margin-top:1.4rem">Phrase by phrase</h3>'
+        "<p>Completions that hold this phrase of the run's own list, within longer phrases too. One phrase that "
+        "carries the rise is a habit; read in the rollouts whether it is a doubt.</p>"
+        f'<div class="charts" id="phrases"></div>{table_html(table)}'
     )
 
 
@@ -313,7 +327,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "title": chart.title,
         "unit": chart.unit,
         "note": chart.note,
-        "aha": chart.is_aha,
+        "place": chart.place,
         "choices": [
             {
                 "label": choice.label,
