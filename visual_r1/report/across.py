@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,8 +173,10 @@ def _keys(charts: Sequence[Chart]) -> dict[str, tuple[bool, bool]]:
         for key in (line.probe, line.train)
         if key is not None
     }
-    # A share of the right or of the wrong ones alone: how many these were is not on record.
-    return {key: (is_share, is_share and "correct" not in key) for key, is_share in keys.items()}
+    # A share of the right or of the wrong ones alone: how many these were is not on record. What of each
+    # completion is repeated is a mean, no count of completions.
+    no_count = re.compile(r"correct$|repeated_rate$")
+    return {key: (is_share, is_share and not no_count.search(key)) for key, is_share in keys.items()}
 
 
 def _line(run: Run, key: str) -> list[tuple[int, float]]:
