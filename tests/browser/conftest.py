@@ -42,6 +42,13 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = folder / "evil<script>window.hacked=1<!--{{data}}" / "seed0"
     completion = f"{HOSTILE}{{thought}}</think>\n<answer>({{letter}})</answer>"
     write_run(hostile, config={"method": {"name": HOSTILE}}, completion=completion)
+    # Unicode, a text without an end, and a data set that is not on this machine: no images.
+    gone = {"_target_": "visual_r1.datasets.spatial.Spatial", "split": "nowhere", "size": 16}
+    write_run(
+        folder / "日本語 عربى 🙂" / "seed0",
+        completion=f"{{thought}} 𝔚𝔞𝔦𝔱 e\u0301\u202e {'endless' * 3000}</think>\n<answer>({{letter}})</answer>",
+        config={"dataset": {"name": "spatial", "probe": gone, "train": gone}},
+    )
     out = folder / "report.html"
     report(
         [folder],

@@ -224,3 +224,21 @@ def test_phrases_have_small_charts_and_one_table(visit):
     assert charts.locator(".main-svg").count() >= 2 and charts.first.bounding_box()["width"] <= 336
     table = page.get_by_role("table", name="All phrases that were said")
     assert table.locator("tbody th").all_inner_texts() == ["let me check", "wait"]
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_a_text_without_an_end_and_without_an_image_keeps_its_place(visit, width):
+    page = visit(width=width)
+    page.locator("#run").select_option(label="日本語 عربى 🙂 seed 0")
+    card = page.locator("#cards .card").first
+    assert "𝔚𝔞𝔦𝔱" in card.inner_text() and "no image in this file" in card.inner_text()
+    assert "images of rollouts" in page.locator("#left-out").inner_text()
+    card.get_by_role("button", name="follow through the steps").click()
+    texts = card.locator(".text")
+    assert texts.count() == 4
+    boxes = [texts.nth(index).bounding_box() for index in range(4)]
+    assert all(box["height"] < 500 and box["x"] + box["width"] <= width for box in boxes)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    texts.first.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.activeElement.scrollTop > 0")

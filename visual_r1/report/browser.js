@@ -2,8 +2,14 @@
 const browsing = { run: 0, step: 0, source: "p", limit: 12 };
 let rollouts = null;
 
+// A long text scrolls in its place, by the keyboard too, or one completion that never ends would bury the others.
+const LONG = 2000;
+
 function textOf(row) {
-  return element("p", { class: "text" }, ...row.p.map(([kind, text]) =>
+  const isLong = row.p.reduce((sum, [, text]) => sum + text.length, 0) > LONG;
+  const attributes = isLong ? { class: "text long", tabindex: "0", role: "region", "aria-label": "A long completion, scrolls" } : { class: "text" };
+  if (!row.p.length) return element("p", { class: "note" }, "nothing: an empty completion");
+  return element("p", attributes, ...row.p.map(([kind, text]) =>
     kind.endsWith("r") ? element("span", { class: kind[0] }, element("mark", {}, text)) : element("span", { class: kind }, text)));
 }
 
@@ -18,7 +24,7 @@ function factsOf(row, extra = "") {
 }
 
 function imagesOf(example) {
-  if (!example.images.length) return element("div", { class: "images" }, element("div", { class: "noimage" }, "image not in this file: see “Left out”"));
+  if (!example.images.length) return element("div", { class: "images" }, element("div", { class: "noimage" }, "no image in this file: the example has none, or “Left out” says why"));
   return element("div", { class: "images" }, ...example.images.map((index) => {
     const image = element("img", { src: rollouts.images[index], alt: `Image of ${example.id}` });
     image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth < 200));
