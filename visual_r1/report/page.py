@@ -197,8 +197,8 @@ def _phrases(drawn: Drawn) -> str:
         return ""
     return (
         '<h3 id="h-phrases" style="margin-top:1.4rem">Phrase by phrase</h3>'
-        "<p>Completions that hold this phrase of the run's own list, within longer phrases too. One phrase that "
-        "carries the rise is a habit; read in the rollouts whether it is a doubt.</p>"
+        "<p>Completions that hold this phrase of the run's own list, within longer phrases too. One phrase may "
+        "carry the whole rise; read in the rollouts whether it is a doubt or a habit.</p>"
         f'<div class="charts" id="phrases"></div>{table_html(table)}'
     )
 
