@@ -150,6 +150,24 @@ def test_a_number_that_is_none_is_a_gap_and_is_named(tmp_path):
     assert left[1] == "kl at step 5" and "NaN" in left[2]
 
 
+def test_a_result_that_is_no_number_is_named_and_the_seeds_are_reported(tmp_path):
+    for seed in (0, 1):
+        run = write_run(tmp_path / "a" / f"seed{seed}", seed=seed)
+    summary: dict[str, Any] = dict(read_json(run.summary))
+    summary |= {"accuracy_after": float("nan"), "length_after_interval": "wide"}
+    summary["by_category"]["Count"]["after"]["accuracy_interval"] = [0.1, float("inf")]
+    write_text(run.summary, json.dumps(summary))
+    write_text(run.provenance, json.dumps({**read_json(run.provenance), "resumes": 2.5, "versions": None}))
+    found = findings([tmp_path])
+    assert as_markdown(found) and found.by_group[0].get("accuracy") is None
+    assert {one.what for one in found.left_out} >= {
+        "accuracy_after of summary.json",
+        "by_category.Count.after.accuracy_interval of summary.json",
+        "resumes of provenance.json",
+        "versions of provenance.json",
+    }
+
+
 def test_an_older_version_is_shown_as_far_as_it_goes(tmp_path):
     run = write_run(tmp_path / "a" / "seed0")
     summary = read_json(run.summary)
@@ -388,7 +406,7 @@ def test_one_seed_resolves_only_if_seeds_did_not_matter_and_says_so(tmp_path):
 def test_a_model_that_was_only_asked_several_times_is_one(tmp_path):
     for seed in (0, 1):
         run = write_run(tmp_path / "only" / f"seed{seed}", seed=seed, steps=(0,), config={"method": {"name": "eval"}})
-        rewritten(run, lambda row: {**row, "correct": hash(row["example_id"][-1]) % 2 == 0})
+        rewritten(run, lambda row: {**row, "correct": int(row["example_id"][-1]) % 2 == 0})
         write_run(tmp_path / "trained" / f"seed{seed}", seed=seed)
     (one,) = findings([tmp_path]).comparisons
     assert one.num_seeds == (2, None)
@@ -399,7 +417,7 @@ def test_the_same_items_in_another_order_are_paired(tmp_path):
     other = write_run(tmp_path / "b" / "seed0", accuracy=(0.5, 0.9), config={"method": {"name": "sft"}})
     (straight,) = findings([tmp_path]).comparisons
     rows = pyarrow.parquet.read_table(other.evaluation_items).to_pylist()
-    write_parquet(other.evaluation_items, rows[7:40] + rows[:7] + rows[40:])
+    write_parquet(other.evaluation_items, rows[:40] + rows[47:] + rows[40:47])
     (turned,) = findings([tmp_path]).comparisons
     assert turned == straight and fact(findings([tmp_path / "b"]).by_run[0], "gain").num_items == 40
 

@@ -353,7 +353,9 @@ def _measured(values: Mapping[str, Any], *, when: str, scorer: str, category: st
         value = values.get(measure)
         if not isinstance(value, int | float):
             continue
-        low, high = _mapping({"ends": values.get(f"{measure}_interval")}).get("ends") or (None, None)
+        ends = values.get(f"{measure}_interval")
+        is_pair = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+        low, high = ends if is_pair else (None, None)
         is_scored = measure in ("accuracy", "chance", "majority", "blank_accuracy", "parse_rate")
         if scorer != HEADLINE and not is_scored:
             continue

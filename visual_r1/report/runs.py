@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,9 @@ _MEASURED = {
     "length": "num_tokens",
 }
 """A measure and the column of ``evaluation.parquet`` that it is the mean of."""
+
+_RECORDED: Mapping[str, type] = {"code": dict, "data": dict, "versions": dict, "hardware": dict, "resumes": list}
+"""What a ``provenance.json`` holds, as far as a report reads it."""
 
 _UNREADABLE = (ValueError, OSError, yaml.YAMLError)
 """What the readers of YAML, JSON and parquet raise on a file that is damaged or not theirs."""
@@ -266,14 +269,19 @@ def _read(folder: RunFolder) -> tuple[Run | None, list[LeftOut]]:
     if not isinstance(config, dict):
         leave("the run", "its config.yaml is no mapping, so this is not a run")
         return None, left_out
-    summary = mapping(folder.summary)
+    summary = _finite(
+        mapping(folder.summary), lambda key: leave(f"{key} of summary.json", "no number: NaN or infinite")
+    )
+    provenance = mapping(folder.provenance)
+    for key in [key for key, kind in _RECORDED.items() if not isinstance(provenance.get(key, kind()), kind)]:
+        leave(f"{key} of provenance.json", f"is {type(provenance.pop(key)).__name__}, another shape than was expected")
     run = Run(
         folder=folder,
         config=config,
         summary=summary,
         items=_read_items(folder.evaluation_items, leave) if summary else {},
         rows=_read_rows(folder.metrics, leave),
-        provenance=mapping(folder.provenance),
+        provenance=provenance,
         reflection=mapping(folder.path / "reflection.json"),
     )
     if not run.is_finished:
@@ -283,6 +291,21 @@ def _read(folder: RunFolder) -> tuple[Run | None, list[LeftOut]]:
     elif missing := [key for key in ("scorers", "style", "model", "method") if key not in summary]:
         leave(", ".join(missing), "the run is from an older version, whose summary.json does not have them")
     return run, left_out
+
+
+def _finite(values: Mapping[str, Any], leave: Callable[[str], None], prefix: str = "") -> dict[str, Any]:
+    """The same without numbers that are none, each of which is named."""
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            kept[key] = _finite(value, leave, f"{prefix}{key}.")
+        elif any(
+            isinstance(one, float) and not math.isfinite(one) for one in (value if isinstance(value, list) else [value])
+        ):
+            leave(f"{prefix}{key}")
+        else:
+            kept[key] = value
+    return kept
 
 
 def _read_rows(path: Path, leave: Any) -> list[dict[str, Any]]:
