@@ -193,7 +193,8 @@ def test_what_is_loaded_into_a_model_arrives_and_so_does_another_policy(engine, 
     policy.model.load_state_dict(policies["instruct"].model.state_dict())
     loaded = generate(engine, policy)
     assert largest_difference(loaded, by_transformers(policy)) < 1e-4
-    assert tokens(loaded) != tokens(plain)
+    # Two policies may well say the same, and not with the same probability.
+    assert tokens(loaded) != tokens(plain) or largest_difference(loaded, plain) > 1e-3
     assert pushed(engine, policies["base"]) == total
     assert largest_difference(generate(engine, policies["base"]), plain) < 1e-6
 

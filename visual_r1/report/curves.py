@@ -410,7 +410,7 @@ def curve_over_seeds(
             if bands is not None:
                 low, high = bands[place].low, bands[place].high
                 lows[index], highs[index] = (max(0.0, low), min(1.0, high)) if is_share else (low, high)
-            elif num_items and len(seeds) == 1 and values:
+            elif num_items and len(seeds) == 1 and values and 0 <= values[0][place] <= 1:  # a damaged record may not be
                 interval = wilson(round(values[0][place] * num_items), num_items)
                 lows[index], highs[index] = interval.low, interval.high
     band = "seeds" if len(seeds) > 1 else ("items" if num_items else "")
