@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ def test_all_cells_compose_together(tmp_path, scale):
     for study in studies:
         assert len(study.seeds) >= 3
     overrides = () if scale == "laptop" else (f"scale={scale}",)
-    one_seed = [type(study)(**{**vars(study), "seeds": study.seeds[:1]}) for study in studies]
+    one_seed = [replace(study, seeds=study.seeds[:1]) for study in studies]
     runs = needed(one_seed, runs=tmp_path, overrides=overrides)
     assert {run.cfg.scale.name for run in runs} == {scale}
     # Where a scale has several builds of its organisms, each seed starts from its own.
