@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, run in ((trunk, _organism_trunk), (build, _organism_build)):
         command.add_argument("out", type=Path, metavar="OUT", help="folder for the checkpoints")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe: mixture.careful=0.04")
+        command.add_argument("--organism", choices=("nano", "micro"), default="nano", help="default: %(default)s")
         command.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
         command.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: %(default)s)")
         command.set_defaults(command=run)
@@ -178,22 +179,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _organism_trunk(options: argparse.Namespace) -> None:
-    from visual_r1.organisms.build import build_trunk
-    from visual_r1.organisms.pretraining import Recipe, with_changes
+    from visual_r1.organisms.build import ORGANISMS, build_trunk
+    from visual_r1.organisms.pretraining import with_changes
 
-    recipe = with_changes(Recipe(), options.overrides)
-    print(build_trunk(options.out, seed=options.seed, num_threads=options.threads, recipe=recipe))
+    organism = ORGANISMS[options.organism]
+    recipe = with_changes(organism.recipe, options.overrides)
+    print(build_trunk(options.out, seed=options.seed, num_threads=options.threads, recipe=recipe, organism=organism))
 
 
 def _organism_build(options: argparse.Namespace) -> None:
-    from visual_r1.organisms.build import build
-    from visual_r1.organisms.pretraining import Recipe, with_changes
+    from visual_r1.organisms.build import ORGANISMS, build
+    from visual_r1.organisms.pretraining import with_changes
 
+    organism = ORGANISMS[options.organism]
     folders = build(
         options.out,
         seed=options.seed,
         num_threads=options.threads,
-        recipe=with_changes(Recipe(), options.overrides),
+        recipe=with_changes(organism.recipe, options.overrides),
+        organism=organism,
         trunk=options.trunk,
         with_instruct=not options.base_only,
     )

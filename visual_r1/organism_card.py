@@ -69,7 +69,9 @@ def card(folder: Path, *, num_examples: int, num_repeated: int, repeats: int, ph
     record = read_record(folder)
     style = "instruct" if folder.name.endswith("instruct") else "base"
     policy = load_policy(ModelSource(name=folder.name, path=str(folder), style=style))
-    abilities = measure(policy, num_examples=num_examples, num_repeated=num_repeated, repeats=repeats)
+    # What was built before there were two has no such entry.
+    world = record.get("organism", "nano")
+    abilities = measure(policy, num_examples=num_examples, num_repeated=num_repeated, repeats=repeats, world=world)
     measured = summarise(abilities, Reflection(phrases=tuple(phrases)))
     contents = {"name": folder.name, "style": style, "num_parameters": policy.model.num_parameters()}
     contents |= {"made": record, "measured": measured}
@@ -78,10 +80,12 @@ def card(folder: Path, *, num_examples: int, num_repeated: int, repeats: int, ph
     return contents
 
 
-def measure(policy: Policy, *, num_examples: int, num_repeated: int, repeats: int, seed: int = 0) -> Abilities:
+def measure(
+    policy: Policy, *, num_examples: int, num_repeated: int, repeats: int, seed: int = 0, world: str = "nano"
+) -> Abilities:
     """Answers the card's questions greedily, and the first of them several times at temperature 1."""
     engine = TransformersEngine(batch_size=_BATCH)
-    examples = Spatial(split=SPLIT, size=num_examples, seed=DATA_SEED)[:]
+    examples = Spatial(split=SPLIT, size=num_examples, seed=DATA_SEED, world=world)[:]
 
     def answer(asked: Sequence[Example], temperature: float) -> list[Rollout]:
         sampling = Sampling(max_completion_length=MAX_COMPLETION_LENGTH, temperature=temperature)
