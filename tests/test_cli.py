@@ -6,7 +6,6 @@ import io
 import resource
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -86,27 +85,27 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", types.SimpleNamespace(build=fail))
+    monkeypatch.setattr("visual_r1.organisms.build.build", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["organism", "build", "anywhere"])
 
 
 def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
-    from visual_r1.organisms.pretraining import Recipe
+    from visual_r1.organisms import build
 
     calls = []
-    parts = types.SimpleNamespace(
-        build=lambda out, **options: calls.append((out, options)) or [],
-        build_trunk=lambda out, **options: calls.append((out, options)),
-    )
-    monkeypatch.setitem(sys.modules, "visual_r1.organisms.build", parts)
+    monkeypatch.setattr(build, "build", lambda out, **options: calls.append((out, options)) or [])
+    monkeypatch.setattr(build, "build_trunk", lambda out, **options: calls.append((out, options)))
     out, shares = str(tmp_path), ["mixture.careful=0.04", "mixture.direct=0.40"]
     assert main(["organism", "trunk", out, "--seed", "3"]) == 0
     assert main(["organism", "build", out, "--seed", "3", "--trunk", "t", "--base-only", *shares]) == 0
-    assert calls[0] == (tmp_path, {"seed": 3, "num_threads": 1, "recipe": Recipe()})
+    assert main(["organism", "build", out, "--organism", "micro"]) == 0
+    nano, micro = build.ORGANISMS["nano"], build.ORGANISMS["micro"]
+    assert calls[0] == (tmp_path, {"seed": 3, "num_threads": 1, "recipe": nano.recipe, "organism": nano})
     options = calls[1][1]
-    assert (options["trunk"], options["with_instruct"]) == (Path("t"), False)
+    assert (options["trunk"], options["with_instruct"], options["organism"]) == (Path("t"), False, nano)
     assert (options["recipe"].mixture.careful, options["recipe"].mixture.direct) == (0.04, 0.40)
+    assert (calls[2][1]["organism"], calls[2][1]["recipe"]) == (micro, micro.recipe)
 
 
 def test_a_mistyped_recipe_of_an_organism_is_one_line(tmp_path, capsys):
