@@ -18,7 +18,7 @@ from visual_r1.tracking import read_offline_wandb
 
 TINY = (
     *("scale.num_threads=1", "scale.max_steps=2", "scale.prompts_per_step=2", "scale.num_generations=4"),
-    *("scale.micro_batch_size=4", "scale.max_completion_length=24", "scale.train_size=16", "scale.probe_size=8"),
+    *("scale.micro_batch_size=4", "scale.max_completion_length=24", "scale.train_size=16", "scale.probe_size=32"),
     *(
         "scale.probe_every_steps=1",
         "scale.benchmark_size=4",

@@ -13,7 +13,7 @@ from visual_r1.report.published import PublishedRow, published
 from visual_r1.statistics import Interval
 
 _WIDTH = 110
-_HOW = "differences: this run's `reference` accuracy minus the row's; 95 % intervals over items, not seeds; unpaired"
+_HOW = "differences: this run's `reference` accuracy minus the row's; unpaired, 95 % over items, not seeds"
 
 
 def published_table(benchmark: str) -> str:
