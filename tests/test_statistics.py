@@ -403,6 +403,12 @@ def test_the_minimum_difference_to_one_fixed_model_is_that_of_one_sample_of_seed
     assert alone[0] == pytest.approx(alone[1])  # one seed, whose spread is taken as none, is one model too
 
 
+def test_the_minimum_difference_of_paired_seeds_is_that_of_one_sample_of_differences():
+    found = minimum_difference(num_items=10**9, num_seeds=4, accuracy=0.5, seed_sd=0.01, are_seeds_paired=True)
+    of_a_difference = sqrt(2) * 0.01
+    assert stats.nct.sf(stats.t.ppf(0.975, 3), 3, found / of_a_difference * sqrt(4)) == pytest.approx(0.8, abs=1e-3)
+
+
 def test_the_minimum_difference_to_one_fixed_model_is_found_as_often_as_it_says():
     # Items that all are as hard: no correlation beyond that of a coin.
     found = minimum_difference(num_items=400, num_seeds=5, accuracy=0.6, seed_sd=0.02, is_other_fixed=True)

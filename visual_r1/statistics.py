@@ -365,6 +365,7 @@ def minimum_difference(
     correlation: float = 0.0,
     is_paired: bool = True,
     is_other_fixed: bool = False,
+    are_seeds_paired: bool = False,
     power: float = 0.8,
     level: float = 0.95,
 ) -> float:
@@ -379,7 +380,8 @@ def minimum_difference(
     two models and not about the methods.
 
     Where the other side is one fixed model, as the untrained starting point is, its spread between seeds is not in the
-    variance, which is (seed_sd^2 + (1 - r) v / I) / S and (1 - r) v / I more, and the seeds have S - 1 degrees.
+    variance, which is (seed_sd^2 + (1 - r) v / I) / S and (1 - r) v / I more, and the seeds have S - 1 degrees. Where
+    the methods are compared seed by seed, there are S differences and S - 1 degrees, too.
 
     Reference: Miller (arXiv 2411.00640) for items; Colas et al. (arXiv 1806.08295) for seeds and t; for the noncentral
     t, Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), chapter 2.
@@ -395,6 +397,8 @@ def minimum_difference(
         is_paired: whether both methods are asked the same items, and compared item by item. A published accuracy has
             no items to compare by.
         is_other_fixed: whether the other side is one model whatever the seed, and not a method with S runs.
+        are_seeds_paired: whether run s of both methods belongs together, since both began from the model of seed s.
+            ``seed_sd`` is then of what they do not have in common: that of their difference, over the root of 2.
         power: probability of finding a difference of that size, in (0, 1).
         level: of the interval that must not hold 0, in (0, 1).
 
@@ -415,7 +419,9 @@ def minimum_difference(
     error = sqrt(seeds + items)
     if num_seeds == 1:
         return (_z(level) + float(ndtri(power))) * error
-    of_seeds = num_seeds - 1 if is_other_fixed else 2 * (num_seeds - 1) * num_seeds / (num_seeds + 1)
+    of_seeds = (
+        num_seeds - 1 if is_other_fixed or are_seeds_paired else 2 * (num_seeds - 1) * num_seeds / (num_seeds + 1)
+    )
     degrees = of_seeds * (seeds + items) / seeds
     edge = float(stdtrit(degrees, (1 + level) / 2))
     return error * float(brentq(lambda shift: 1 - nctdtr(degrees, shift, edge) - power, 0.0, 10 * edge))

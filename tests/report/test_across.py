@@ -24,7 +24,7 @@ from visual_r1.report.rollouts import Sampled
 from visual_r1.report.runs import read_runs
 from visual_r1.report.tables import behaviour_table
 from visual_r1.report.tidy import as_csv
-from visual_r1.statistics import Interval, ItemStratum, mean_over_seeds
+from visual_r1.statistics import Interval, ItemStratum, difference_over_seeds, mean_over_seeds
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,51 @@ def left_out(found):
 def test_seeds_of_one_configuration_are_one_group(found):
     assert [(group.label, group.seeds) for group in found.groups] == [("plain", (0, 1)), ("better", (0, 1))]
     assert not found.left_out
+
+
+def of_build(build: int, **config: Any) -> dict[str, Any]:
+    """The configuration of a run that starts from one of a scale's builds."""
+    checkpoints = {name: f"models/seed{build}/nano-{name}" for name in ("base", "instruct")}
+    scale = {"max_steps": 10, "organism_seed": build, "checkpoints": checkpoints}
+    return {"scale": scale, "model": {"name": "base", "path": checkpoints["base"], "style": "base"}, **config}
+
+
+def test_seeds_that_each_start_from_a_build_of_their_own_are_one_group_and_paired(tmp_path):
+    for seed in (0, 1, 2):
+        # The third build is hard for both, so that only seed by seed their difference is plain.
+        shares = (0.5, 0.2) if seed == 2 else (0.9, 0.6)
+        for name, share in zip(("plain", "worse"), shares, strict=True):
+            config = of_build(seed, method={"name": name})
+            write_run(tmp_path / name / f"seed{seed}", seed=seed, accuracy=(0.1, share), size=120, config=config)
+    found = findings([tmp_path / "plain", tmp_path / "worse"])
+    assert [(group.label, group.seeds) for group in found.groups] == [("plain", (0, 1, 2)), ("worse", (0, 1, 2))]
+    assert found.groups[0].is_paired_with(found.groups[1])
+    ones, others = (group.verdicts("after", like=found.groups[0].answered("after")[0]) for group in found.groups)
+    (one,) = found.comparisons
+    assert one.difference == difference_over_seeds(others, ones, paired=True) and one.is_resolved
+    apart = difference_over_seeds(others, ones)
+    assert apart.high - apart.low > 2 * (one.difference.high - one.difference.low)
+
+
+def test_seeds_of_one_build_are_not_paired(found):
+    assert not found.groups[0].is_paired_with(found.groups[1])
+
+
+def test_builds_that_were_varied_for_each_seed_are_groups_of_their_own(tmp_path):
+    for build in (0, 1):
+        for seed in (0, 1):
+            write_run(tmp_path / f"build{build}" / f"seed{seed}", seed=seed, config=of_build(build))
+    found = findings([tmp_path])
+    assert [(group.label, group.seeds) for group in found.groups] == [("build0", (0, 1)), ("build1", (0, 1))]
+    assert not found.left_out
+
+
+def test_a_model_of_the_users_own_is_no_build_of_the_scale(tmp_path):
+    for seed in (0, 1):
+        config = of_build(seed)
+        config["model"]["path"] = f"my/model{seed}"
+        write_run(tmp_path / "mine" / f"seed{seed}", seed=seed, config=config)
+    assert [group.seeds for group in findings([tmp_path]).groups] == [(0,), (1,)]
 
 
 def test_a_groups_accuracy_is_the_mean_of_its_seeds_with_an_interval_over_seeds_and_items(found, runs):

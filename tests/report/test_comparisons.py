@@ -34,3 +34,15 @@ def test_what_can_be_resolved_is_estimated_from_the_runs(is_other_fixed, varianc
     found = _resolvable(ours, theirs, num_seeds=3, is_other_fixed=is_other_fixed)
     power = stats.nct.sf(stats.t.ppf(0.975, degrees), degrees, found / sqrt(variance))
     assert power == pytest.approx(0.8, abs=1e-3)
+
+
+def test_what_paired_seeds_resolve_is_estimated_from_their_differences():
+    # Each side's seeds are far apart, their differences are 5, 12 and 19 %.
+    items = np.arange(400)
+    ours, theirs = (
+        np.array([items < 400 * share for share in shares], dtype=float)
+        for shares in ((0.25, 0.52, 0.79), (0.20, 0.40, 0.60))
+    )
+    found = _resolvable(ours, theirs, num_seeds=3, is_other_fixed=False, is_paired=True)
+    power = stats.nct.sf(stats.t.ppf(0.975, 2), 2, found / (0.07 / sqrt(3)))
+    assert power == pytest.approx(0.8, abs=1e-3)

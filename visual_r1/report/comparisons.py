@@ -120,7 +120,8 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
     ours, theirs = one.verdicts("after"), other.verdicts("after", like=one.answered("after")[0])
     assert ours is not None and theirs is not None
     ours, theirs = _as_one(one, ours), _as_one(other, theirs)
-    together = difference(ours, theirs, level=1 - (1 - _LEVEL) / num_comparisons)
+    is_paired = one.is_paired_with(other) and len(ours) == len(theirs)
+    together = difference(ours, theirs, is_paired=is_paired, level=1 - (1 - _LEVEL) / num_comparisons)
     num_items = ours.shape[1]
     is_fixed = [not group.is_trained and len(rows) == 1 for group, rows in ((one, ours), (other, theirs))]
     num_seeds = (None if is_fixed[0] else len(ours), None if is_fixed[1] else len(theirs))
@@ -129,13 +130,13 @@ def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:
         benchmark=one.benchmark,
         one=one.label,
         other=other.label,
-        difference=difference(ours, theirs, level=_LEVEL),
+        difference=difference(ours, theirs, is_paired=is_paired, level=_LEVEL),
         num_comparisons=num_comparisons,
         num_items=num_items,
         num_seeds=num_seeds,
         p=mcnemar(ours[0], theirs[0]) if len(ours) == len(theirs) == 1 else None,
         is_resolved=together.low > 0 or together.high < 0,
-        smallest=_resolvable(ours, theirs, num_seeds=least, is_other_fixed=None in num_seeds),
+        smallest=_resolvable(ours, theirs, num_seeds=least, is_other_fixed=None in num_seeds, is_paired=is_paired),
         takes_seeds_as_equal=len(ours) == len(theirs) == 1 and not all(is_fixed),
     )
 
@@ -145,21 +146,28 @@ def _as_one(group: Group, rows: np.ndarray) -> np.ndarray:
     return rows[:1] if not group.is_trained and bool((rows == rows[0]).all()) else rows
 
 
-def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int, is_other_fixed: bool) -> float:
+def _resolvable(
+    ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int, is_other_fixed: bool, is_paired: bool = False
+) -> float:
     """What this design can find, if accuracy, correlation and spread between seeds are as they were here.
 
     Of unequal numbers of seeds the smaller one is taken for both sides: the answer is rather too large than too small.
-    A model that was not trained is a single one, whatever the seed.
+    A model that was not trained is a single one, whatever the seed. Of paired seeds the spread is that of their
+    differences, and the correlation that of each pair.
     """
     rows = np.vstack((ours, theirs))
     num_items = rows.shape[1]
     accuracy = float(np.clip((ours.mean() + theirs.mean()) / 2, 0.01, 0.99))
     variance = accuracy * (1 - accuracy)
     deviations = rows - rows.mean(axis=1, keepdims=True)
-    shared = (deviations @ deviations.T / num_items)[np.triu_indices(len(rows), k=1)].mean() / variance
-    correlation = float(np.clip(shared, 0.0, 0.99))
-    squares = sum(((side.mean(axis=1) - side.mean()) ** 2).sum() for side in (ours, theirs))
-    between = squares / max(1, len(rows) - 2)  # of which the items' own noise is a part
+    covariances = deviations @ deviations.T / num_items
+    shared = (covariances.diagonal(len(ours)) if is_paired else covariances[np.triu_indices(len(rows), k=1)]).mean()
+    correlation = float(np.clip(shared / variance, 0.0, 0.99))
+    if is_paired:
+        between = (ours - theirs).mean(axis=1).var(ddof=1) / 2
+    else:
+        squares = sum(((side.mean(axis=1) - side.mean()) ** 2).sum() for side in (ours, theirs))
+        between = squares / max(1, len(rows) - 2)  # of which the items' own noise is a part
     seed_sd = sqrt(max(0.0, between - (1 - correlation) * variance / num_items))
     return minimum_difference(
         num_items=num_items,
@@ -168,6 +176,7 @@ def _resolvable(ours: np.ndarray, theirs: np.ndarray, *, num_seeds: int, is_othe
         seed_sd=seed_sd,
         correlation=correlation,
         is_other_fixed=is_other_fixed,
+        are_seeds_paired=is_paired,
     )
 
 

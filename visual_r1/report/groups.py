@@ -32,7 +32,7 @@ _PROBED = ("probe_accuracy", "probe_length", "probe_reflection", "probe_parse_ra
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The finished seeds of one configuration."""
+    """The finished seeds of one configuration, which may each have started from a build of its own."""
 
     label: str
     runs: tuple[Run, ...]
@@ -49,6 +49,12 @@ class Group:
     def is_trained(self) -> bool:
         """Whether a seed could have come out otherwise: a model that was only asked is the same every time."""
         return any(run.summary.get("steps") for run in self.runs)
+
+    def is_paired_with(self, other: Group) -> bool:
+        """Whether run s of both belongs together: each seed has a model of its own, from which both started."""
+        starts = [(run.seed, run.start) for run in self.runs]
+        differ = len({start for _, start in starts}) == len(starts) > 1
+        return differ and starts == [(run.seed, run.start) for run in other.runs]
 
     def answered(self, when: str, *, like: Items | None = None) -> tuple[Items, ...]:
         """Each seed's items in one order; empty unless every seed has them and was asked the same ones.
@@ -164,19 +170,33 @@ class Results:
 
 
 def groups_of(runs: Iterable[Run]) -> tuple[Group, ...]:
-    """Finished runs by configuration, in the order in which they were named; seeds in order."""
+    """Finished runs by configuration, in the order in which they were named; seeds in order.
+
+    Seeds that started from several builds are of one configuration, unless a seed is there with two of them: then the
+    builds were varied on purpose, and each has a group of its own.
+    """
     by_recipe: dict[str, list[Run]] = {}
     for run in runs:
         by_recipe.setdefault(run.recipe, []).append(run)
-    names = Counter(members[0].name for members in by_recipe.values())
+    configurations = [group for members in by_recipe.values() for group in _apart_where_crossed(members)]
+    names = Counter(members[0].name for members in configurations)
     seen: Counter[str] = Counter()
     groups = []
-    for members in by_recipe.values():
+    for members in configurations:
         name = members[0].name
         seen[name] += 1
         label = f"{name} ({seen[name]})" if names[name] > 1 else name
         groups.append(Group(label=label, runs=tuple(sorted(members, key=lambda run: in_order(run.seed)))))
     return tuple(groups)
+
+
+def _apart_where_crossed(runs: Sequence[Run]) -> list[list[Run]]:
+    if len({run.seed for run in runs}) == len(runs):
+        return [list(runs)]
+    by_build: dict[Any, list[Run]] = {}
+    for run in runs:
+        by_build.setdefault(run.build, []).append(run)
+    return list(by_build.values())
 
 
 def results_of_run(run: Run) -> Results:

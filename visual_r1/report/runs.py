@@ -16,7 +16,7 @@ from visual_r1.files import read_json, read_jsonl
 from visual_r1.run_folder import RunFolder
 
 _OUTSIDE = frozenset(("name", "seed", "runs_dir", "tracker"))
-"""What of a configuration two seeds of one experiment may differ in."""
+"""What of a configuration two seeds of one experiment may differ in, beside the build that they start from."""
 
 _ASKED = ("question", "choices", "solution")
 _MEASURED = {
@@ -121,10 +121,32 @@ class Run:
     def benchmark(self) -> str:
         return str(self.summary.get("benchmark") or self.part("benchmark").get("name") or "-")
 
+    @property
+    def start(self) -> Any:
+        """The model that the run started from."""
+        return self.part("model").get("path")
+
+    @property
+    def build(self) -> Any:
+        """Which of a scale's builds of its models the run started from, one recipe from several seeds; else None."""
+        return None if self._checkpoint is None else self.part("scale").get("organism_seed")
+
+    @property
+    def _checkpoint(self) -> str | None:
+        """What the scale calls the model that the run started from; None where it is not one of several builds."""
+        checkpoints = self.part("scale").get("checkpoints")
+        if self.part("scale").get("organism_seed") is None or not isinstance(checkpoints, Mapping):
+            return None
+        return next((str(name) for name, path in checkpoints.items() if path == self.start), None)
+
     @cached_property
     def recipe(self) -> str:
-        """The same text for two runs that differ in nothing but their seed."""
+        """The same text for two runs that differ in nothing but their seed and the build that they start from."""
         kept = {key: value for key, value in self.config.items() if key not in _OUTSIDE}
+        if self._checkpoint is not None:
+            of_builds = ("organism_seed", "checkpoints")
+            kept["scale"] = {key: value for key, value in self.part("scale").items() if key not in of_builds}
+            kept["model"] = {**self.part("model"), "path": f"the scale's {self._checkpoint}"}
         return yaml.safe_dump(kept, sort_keys=True)
 
     @property
@@ -190,7 +212,8 @@ def read_runs(paths: Sequence[Path]) -> RunSet:
         left_out += missing
         if run is None:
             continue
-        twin = next((one for one in runs if (one.recipe, one.seed) == (run.recipe, run.seed)), None)
+        which = (run.recipe, run.seed, run.build)
+        twin = next((one for one in runs if (one.recipe, one.seed, one.build) == which), None)
         if twin is not None and run.is_finished and twin.is_finished:
             why = (
                 f"the same configuration and seed as {twin.folder.path}: one run, which counts once{_apart(run, twin)}"

@@ -165,7 +165,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     )
     header = ("", "difference, points", "verdict", "resolvable, points", "items", "seeds", "p", "p, Holm")
     note = (
-        "Strict accuracy after training, paired by item. Resolved: an interval that holds for all comparisons of the "
+        "Strict accuracy after training, paired by item, and by seed where each seed has a model of its own to start "
+        "from. Resolved: an interval that holds for all comparisons of the "
         "benchmark together excludes 0, or, of single seeds, McNemar's exact p stays under 0.05 after Holm's "
         "correction. Resolvable: the smallest true difference that these items and seeds show four times in five."
     )
