@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -20,6 +21,7 @@ from visual_r1.files import write_json
 from visual_r1.models import ModelSource
 from visual_r1.reflection_probe import FRACTIONS, Options, _weights, probe
 from visual_r1.reflection_record import SECTIONS, table
+from visual_r1.report.tables import _IN_SHORT, reflection_summary
 from visual_r1.rollout.remembering import Journal
 from visual_r1.rollout.transformers import TransformersSampler
 from visual_r1.run_folder import RunFolder
@@ -113,6 +115,21 @@ def test_the_same_weights_give_the_same_numbers_before_and_after(record):
         for one, other in zip(before, after, strict=True):
             assert (one["estimate"], one["interval"], one["baseline"]) == (other["estimate"], other["interval"], None)
             assert (other["baseline"], other["baseline_interval"]) == (one["estimate"], one["interval"])
+
+
+def test_a_report_finds_what_it_shows_of_it(record):
+    """All of it but what six items may not tell: a prompt whose completions reflect and do not."""
+    run: Any = SimpleNamespace(reflection=record, label="base-grpo seed 0")
+    known = {
+        (row["measure"], row["condition"], row["against"])
+        for section in record["sections"]
+        for row in section["rows"]
+        if row["source"] == "probe"
+    }
+    missing = [title for title, *wanted in _IN_SHORT if tuple(wanted) not in known]
+    assert missing == []
+    short = reflection_summary([run])
+    assert short is not None and [row[0].below for row in short.rows] == ["before", "after"]
 
 
 def test_rows_and_record_agree(folder, record):

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -76,7 +77,7 @@ def test_seeds_that_each_start_from_a_build_of_their_own_are_one_group_and_paire
     found = findings([tmp_path / "plain", tmp_path / "worse"])
     assert [(group.label, group.seeds) for group in found.groups] == [("plain", (0, 1, 2)), ("worse", (0, 1, 2))]
     assert found.groups[0].is_paired_with(found.groups[1])
-    ones, others = (group.verdicts("after", like=found.groups[0].answered("after")[0]) for group in found.groups)
+    ones, others = (np.array(group.verdicts("after")) for group in found.groups)
     (one,) = found.comparisons
     assert one.difference == difference_over_seeds(others, ones, paired=True) and one.is_resolved
     apart = difference_over_seeds(others, ones)
@@ -308,6 +309,23 @@ def test_causal_measures_are_shown_where_they_are_and_in_what_shape_they_are(tmp
     assert (table.title, len(table.rows)) == ("Better?", 2)
     assert (table.rows[0][3].text, table.rows[0][3].below) == ("−5.0 points", "[−10.0, 1.0]")
     assert any(one.why == "probe: too few" for one in found.left_out)
+    assert found.reflection_summary() is None
+    rows = [
+        {**row, "measure": "reflection_rate", "condition": "all completions", "against": None, "unit": "share"}
+        | {"estimate": share, "interval": [share - 0.1, share + 0.1], "model": model, "source": source}
+        for model, source, share in (
+            ("all steps", "saved train", 0.3),
+            ("before", "probe", 0.2),
+            ("after", "probe", 0.8),
+        )
+    ]
+    write_json(run.path / "reflection.json", {**record, "sections": [{"name": "rates", "rows": rows}]})
+    short = findings([tmp_path]).reflection_summary()
+    assert short is not None and all(len(line) == len(short.header) for line in short.rows)
+    assert [(line[0].below, line[1].text, line[1].below) for line in short.rows] == [
+        ("before", "20.0", "[10.0, 30.0]\nn 131"),
+        ("after", "80.0", "[70.0, 90.0]\nn 131"),
+    ]
     write_json(run.path / "reflection.json", {"sections": 3, "left_out": 4})
     assert not findings([tmp_path]).reflection_tables()
 

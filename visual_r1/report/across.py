@@ -30,6 +30,7 @@ from visual_r1.report.tables import (
     category_tables,
     comparison_table,
     published_tables,
+    reflection_summary,
     reflection_tables,
 )
 
@@ -76,8 +77,12 @@ class Findings:
             tables += category_tables(runs, title=f"Accuracy by category on {benchmark}, run by run")
         return tables + published_tables(self.groups, self.by_group)
 
+    def reflection_summary(self) -> Table | None:
+        """What the causal measures come to, of the runs that have them."""
+        return reflection_summary(self.runs.runs)
+
     def reflection_tables(self) -> list[Table]:
-        """The causal measures, of the runs that have them."""
+        """All causal measures, of the runs that have them."""
         return reflection_tables(self.runs.runs)[0]
 
 

@@ -7,10 +7,11 @@ from visual_r1.report.tables import Cell, Table
 
 
 def as_markdown(found: Findings) -> str:
-    """The tables of a report; curves and rollouts are in the page alone."""
+    """The tables of a report; curves, rollouts and each causal measure are in the page alone."""
     names = ", ".join(f"{one.label} ({len(one.seeds)})" for one in found.by_group)
     lines = ["# Report", "", f"{len(found.runs.runs)} runs; finished, with their number of seeds: {names or 'none'}."]
-    for table in (*found.main_tables(), *found.detail_tables(), *found.reflection_tables()):
+    short = found.reflection_summary()
+    for table in (*found.main_tables(), *found.detail_tables(), *([short] if short else [])):
         lines += ["", *_table(table)]
     if found.cautions:
         lines += ["", "## Warnings", ""]

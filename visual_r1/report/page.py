@@ -34,7 +34,7 @@ def as_page(found: Findings, drawn: Drawn) -> str:
         "results": ("Results", _results(found)),
         "warnings": ("Warnings", _warnings(found.cautions)),
         "aha-moment": ("Aha moment", _curves(drawn)),
-        "reflection": ("Does reflection help?", _tables(found.reflection_tables())),
+        "reflection": ("Does reflection help?", _causes(found)),
         "details": ("By category, by run, published", _details(found)),
         "rollouts": ("Rollouts", _browser(drawn)),
         "runs": ("What was run", _runs(found)),
@@ -145,6 +145,16 @@ def _details(found: Findings) -> str:
     by_run = [table for table in tables if "run by run" in table.title]
     return _tables([table for table in tables if table not in by_run]) + (
         f"<details><summary>Run by run, {len(found.by_run)} runs</summary>{_tables(by_run)}</details>" if by_run else ""
+    )
+
+
+def _causes(found: Findings) -> str:
+    short, tables = found.reflection_summary(), found.reflection_tables()
+    if not tables:
+        return ""
+    count = sum(len(table.rows) for table in tables)
+    return (_tables([short]) if short else "") + (
+        f"<details><summary>All {count} measures, question by question</summary>{_tables(tables)}</details>"
     )
 
 

@@ -53,6 +53,19 @@ _NO_SEEDS = (
 )
 _ELSEWHERE = "Other keyword lists and single steps are in reflection.json of each run."
 
+_REFLECTING = "whole thought that reflects"
+_UNREFLECTING = "whole thought that does not reflect"
+_IN_SHORT = (
+    ("reflects, %", "reflection_rate", "all completions", None),
+    ("effect within a question", "effect_within_prompt", "reflects", "does not reflect"),
+    ("cut off, it costs", "accuracy", _REFLECTING, "cut before the first reflection"),
+    ("put in, it adds", "accuracy", "reflection put in at its end", _UNREFLECTING),
+    ("empty, it adds", "accuracy", "empty reflection put in at its end", _UNREFLECTING),
+    ("half the thought costs", "accuracy", "whole thought", "after 50 % of the thought"),
+    ("another image costs", "accuracy", "whole thought", "image of another item"),
+)
+"""A column's head, and the measure, the condition and what is subtracted of the rows that it shows."""
+
 NOTHING = Cell(text="–", tone="quiet")
 
 
@@ -214,15 +227,41 @@ def published_tables(groups: Sequence[Group], results: Sequence[Results]) -> lis
     return tables
 
 
+def reflection_summary(runs: Sequence[Run]) -> Table | None:
+    """What the causal measures come to, a policy a row; None without a run that has them."""
+    rows = []
+    for run in runs:
+        known = [row for part in _sections(run) for row in part["rows"] if _is_shown(run, row)]
+        # What was sampled for the measures; what the run had saved if there is nothing else.
+        known = [row for row in known if row.get("source") == "probe"] or known
+        cells: dict[str, list[Cell]] = {}
+        for number, (_, *wanted) in enumerate(_IN_SHORT):
+            found = [row for row in known if [row.get(key) for key in ("measure", "condition", "against")] == wanted]
+            for row in found:
+                line = cells.setdefault(str(row.get("model") or ""), [NOTHING] * len(_IN_SHORT))
+                line[number] = _estimate_of(row)
+        rows += [(Cell(text=run.label, below=model), *line) for model, line in cells.items()]
+    if not rows:
+        return None
+    note = (
+        "In % and points, with 95 % intervals over items and their number. Effect within a question: how much more "
+        "often completions are right that reflect. Cut off: the thought up to its first reflection, answered at once. "
+        "Put in: words of doubt at the end of a thought that had none, and what the model makes of them; empty: words "
+        "that confirm and end. Half the thought: the answer forced there. What a policy reflects on, it has chosen: "
+        "after training few thoughts are left in which one can be put."
+    )
+    return Table(
+        title="Reflection, in short", note=note, header=("", *(title for title, *_ in _IN_SHORT)), rows=tuple(rows)
+    )
+
+
 def reflection_tables(runs: Sequence[Run]) -> tuple[list[Table], list[LeftOut]]:
     """The causal measures of the runs that have them, one table a section; what cannot be read is left out."""
     sections: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
     left_out = []
     for run in runs:
-        parts = run.reflection.get("sections", ())
-        for part in parts if isinstance(parts, list) else ():
-            if isinstance(part, dict) and isinstance(part.get("rows"), list):
-                sections.setdefault(str(part.get("name")), []).append((run, part))
+        for part in _sections(run):
+            sections.setdefault(str(part.get("name")), []).append((run, part))
         lines = run.reflection.get("left_out")
         for line in lines if isinstance(lines, list) else ():
             left_out.append(LeftOut(where=run.label, what="of the causal measures", why=str(line)))
@@ -240,6 +279,12 @@ def reflection_tables(runs: Sequence[Run]) -> tuple[list[Table], list[LeftOut]]:
             )
         )
     return tables, left_out
+
+
+def _sections(run: Run) -> list[Mapping[str, Any]]:
+    parts = run.reflection.get("sections", ())
+    parts = parts if isinstance(parts, list) else ()
+    return [part for part in parts if isinstance(part, dict) and isinstance(part.get("rows"), list)]
 
 
 def _is_shown(run: Run, row: Any) -> bool:
@@ -264,6 +309,16 @@ def _reflection_row(run: Run, row: Mapping[str, Any]) -> tuple[Cell, ...]:
         _estimate(row.get("baseline"), row.get("baseline_interval"), unit),
         Cell(text=str(row.get("n", "–")), below=str(row.get("n_counts") or "")),
         Cell(text=_p(p)) if isinstance(p, int | float) else NOTHING,
+    )
+
+
+def _estimate_of(row: Mapping[str, Any]) -> Cell:
+    """As `_estimate`, with how many there were, and without the unit, which the column has."""
+    cell = _estimate(row.get("estimate"), row.get("interval"), row.get("unit"))
+    return (
+        cell
+        if cell is NOTHING
+        else Cell(text=cell.text.split()[0], below=f"{cell.below}\nn {row.get('n', '–')}".strip())
     )
 
 
