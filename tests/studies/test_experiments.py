@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from visual_r1.config import build
 from visual_r1.organisms.pretraining import Recipe, trunk_recipe, with_changes
 from visual_r1.studies.building import builds_of
 from visual_r1.studies.entries import StudyError
@@ -23,7 +24,7 @@ def test_there_are_studies():
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
-def test_all_cells_compose_together(tmp_path, scale):
+def test_all_cells_compose_together_and_train_in_batches_that_divide(tmp_path, scale):
     studies = [load(EXPERIMENTS / name, scale=scale) for name in NAMES if scale == "laptop" or name not in BUILT]
     for study in studies:
         assert len(study.seeds) >= 3
@@ -31,6 +32,9 @@ def test_all_cells_compose_together(tmp_path, scale):
     one_seed = [replace(study, seeds=study.seeds[:1]) for study in studies]
     runs = needed(one_seed, runs=tmp_path, overrides=overrides)
     assert {run.cfg.scale.name for run in runs} == {scale}
+    # That a step does not divide into micro-batches a run says when its turn comes, an hour into `make studies`.
+    for run in runs:
+        build(run.cfg.method).check()
     # Where a scale has several builds of its organisms, each seed starts from its own.
     for run in runs:
         assert (f"scale.organism_seed={run.seed}" in run.typed) == (run.cfg.scale.organism_seed is not None)
