@@ -52,6 +52,41 @@ def test_a_staged_change_is_a_change(checkout):
     assert "+two" in record(checkout)["code"]["diff"]
 
 
+GENERATED = (
+    *("experiments/README.md", "experiments/aha-moment/README.md", "experiments/aha-moment/results.json"),
+    *("experiments/aha-moment/figure.svg", "experiments/aha-moment/curve.svg"),
+)
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("new\n")
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_what_studies_write_is_no_change(checkout, is_committed):
+    write(checkout, *GENERATED)
+    if is_committed:
+        subprocess.run(["git", "-C", str(checkout), "add", "."], check=True)
+        subprocess.run(["git", "-C", str(checkout), "commit", "-qm", "Results"], check=True)
+        for name in GENERATED:
+            (checkout / name).write_text("newer\n")
+    code = record(checkout)["code"]
+    assert code["is_dirty"] is False and code["diff"] == "" and code["untracked"] == []
+    assert provenance.version(checkout)["is_dirty"] is False
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["experiments/LOG.md", "experiments/aha-moment/study.yaml", "experiments/aha-moment/notes/README.md", "README.md"],
+)
+def test_what_studies_do_not_write_is_a_change(checkout, name):
+    write(checkout, *GENERATED, name)
+    code = record(checkout)["code"]
+    assert code["is_dirty"] is True and code["untracked"] == [name]
+
+
 def test_a_huge_change_is_cut_but_hashed_whole(checkout, monkeypatch):
     monkeypatch.setattr(provenance, "MAX_DIFF_CHARS", 100)
     (checkout / "run.py").write_text("a long line\n" * 1000)

@@ -24,6 +24,12 @@ ENVIRONMENT = (
     *("CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     *("PYTHONHASHSEED", "TOKENIZERS_PARALLELISM", "WANDB_MODE", "WORLD_SIZE"),
 )
+GENERATED = (
+    "experiments/README.md",
+    *(f"experiments/*/{name}" for name in ("README.md", "results.json", "figure.svg", "curve.svg")),
+)
+"""What studies write into the checkout, as git's glob patterns. It is their runs' result and no code: counted as a
+change, the first study would make the runs of the next ones look like those of changed code."""
 MAX_DIFF_CHARS = 200_000
 MAX_UNTRACKED = 100
 
@@ -34,7 +40,8 @@ def record(*, config: Mapping[str, Any], data: Mapping[str, str], root: Path) ->
     Args:
         config: The resolved configuration; its ``seed`` is repeated at the top.
         data: A fingerprint for each data set that the run reads.
-        root: The folder of the source tree; outside a git checkout the commit is None.
+        root: The folder of the source tree; outside a git checkout the commit is None. What studies write there
+            (`GENERATED`) does not count as a change.
     """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,7 +67,10 @@ def commit(root: Path) -> str | None:
 
 
 def version(root: Path) -> dict[str, Any]:
-    """The commit of a source tree and whether it has changed since; both None outside a git checkout."""
+    """The commit of a source tree and whether it has changed since; both None outside a git checkout.
+
+    Files that `GENERATED` names do not count as changes.
+    """
     code = _code(root)
     return {"commit": code["commit"], "is_dirty": code["is_dirty"]}
 
@@ -68,8 +78,9 @@ def version(root: Path) -> dict[str, Any]:
 def _code(root: Path) -> dict[str, Any]:
     if (head := commit(root)) is None:
         return {"commit": None, "is_dirty": None}
-    diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-color") or ""
-    untracked = (_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()
+    of_us = ("--", ".", *(f":(exclude,glob){pattern}" for pattern in GENERATED))
+    diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-color", *of_us) or ""
+    untracked = (_git(root, "ls-files", "--others", "--exclude-standard", *of_us) or "").splitlines()
     return {
         "commit": head,
         "is_dirty": bool(diff or untracked),

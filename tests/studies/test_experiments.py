@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_r1.config import build
+from visual_r1 import config
 from visual_r1.organisms.pretraining import Recipe, trunk_recipe, with_changes
 from visual_r1.studies.building import builds_of
 from visual_r1.studies.entries import StudyError
@@ -34,7 +34,7 @@ def test_all_cells_compose_together_and_train_in_batches_that_divide(tmp_path, s
     assert {run.cfg.scale.name for run in runs} == {scale}
     # That a step does not divide into micro-batches a run says when its turn comes, an hour into `make studies`.
     for run in runs:
-        build(run.cfg.method).check()
+        config.build(run.cfg.method).check()
     # Where a scale has several builds of its organisms, each seed starts from its own.
     for run in runs:
         assert (f"scale.organism_seed={run.seed}" in run.typed) == (run.cfg.scale.organism_seed is not None)
