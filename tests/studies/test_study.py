@@ -97,8 +97,9 @@ def test_a_cell_may_differ_by_scale(write_study):
 
 
 def test_a_study_may_build_probe_and_have_a_curve(write_study):
-    study = load(write_study(builds=BUILDS, probe="--examples 4", dose=DOSE, **DOSED))
+    study = load(write_study(builds=BUILDS, probe={"of": ["dose-0"], "asks": "--examples 4"}, dose=DOSE, **DOSED))
     assert study.builds["base"][-1] == "{trunk}" and study.probe == ("--examples", "4")
+    assert study.probed == ("dose-0",)
     assert study.dose is not None and list(study.dose.doses.values()) == [0, 1, 2] and study.dose.beside == ()
 
 
@@ -130,6 +131,21 @@ def test_a_study_may_build_probe_and_have_a_curve(write_study):
         ),
         ({"conditions": [{**SECOND, "measure": "probed/forced"}]}, "expected probed/SECTION/MEASURE/CONDITION"),
         ({"conditions": [{**SECOND, "measure": "probed/forced/accuracy/x"}, FIRST]}, "but there is no entry probe"),
+        (
+            {
+                "conditions": [{**SECOND, "measure": "probed/forced/accuracy/x"}, FIRST],
+                "probe": {"of": ["taught"], "asks": "-"},
+            },
+            "a measure is probed/... of practised, which probe.of does not name",
+        ),
+        ({"probe": {"of": ["gone"], "asks": "-"}}, "probe.of: there is no cell gone"),
+        ({"builds": {"seed": "x {folder} {seed}"}}, "builds.seed: {seed} stands for something else already"),
+        ({"cells": {**STUDY["cells"], "builds": "method=sft"}}, "cells.builds: its runs lie in a folder of this name"),
+        ({"cells": {**STUDY["cells"], "a/b": "method=sft"}}, "cells.a/b: its runs lie in a folder of this name"),
+        (
+            {"chosen": {"taught": {"of": ["practised"], "by": "probe/accuracy"}}},
+            "chosen.taught: a cell has this name already",
+        ),
         ({"dose": {**DOSE, "doses": {"practised": 0, "taught": 1}}}, "dose.doses: expected three doses or more"),
         ({"dose": {**DOSE, "doses": {"practised": 0, "gone": 1}}}, "dose: there is no cell gone"),
         ({"cells": {**STUDY["cells"], "practised": "scale=paper"}}, "scale=paper: the study itself says this"),

@@ -10,6 +10,7 @@ import yaml
 
 from tests.studies.conftest import STUDY, write_run
 from visual_r1.files import read_json, write_json, write_jsonl
+from visual_r1.provenance import GENERATED
 from visual_r1.run_folder import RunFolder
 from visual_r1.statistics import Interval, difference_over_seeds
 from visual_r1.studies import page
@@ -162,6 +163,9 @@ def test_the_record_has_what_others_read(write_study, runs):
     assert page.shown_record(record["conditions"][0]) == page.shown(judgement.findings[0])
     assert page.shown(judgement.findings[0]).startswith("+62.5 points [+54.")
     assert (folder / page.FIGURE).read_text().count("it rises by ten points: holds") == 1
+    # What is written is what does not count as a change of the code.
+    names = {path.name for path in folder.iterdir()} - {"study.yaml"}
+    assert {f"experiments/*/{name}" for name in (*names, page.CURVE)} | {f"experiments/{page.README}"} == {*GENERATED}
 
 
 def practised(**entries):
@@ -231,7 +235,10 @@ def test_without_what_is_given_nothing_is_decided(write_study, runs, below, expe
 def write_rollouts(folder, steps, *, prompts=None, accuracy):
     """A run of so many steps of 2 prompts x 4 rollouts, with the accuracy of the probe after each."""
     write_run(folder, before=[True] * 2, after=[True] * 2)
-    config = {"method": {"name": "grpo", "prompts_per_step": 2, "trl": {"num_generations": 4}}}
+    config = {
+        "scale": {"probe_size": 64},
+        "method": {"name": "grpo", "prompts_per_step": 2, "trl": {"num_generations": 4}},
+    }
     folder.config.write_text(yaml.safe_dump(config))
     rows = [{"step": 0, "probe/accuracy": 0.0}]
     for step in range(1, steps + 1):
@@ -295,9 +302,9 @@ def test_a_probe_is_read_by_section_measure_and_condition(write_study, tmp_path)
     write_json(folder.reflection, {"sections": [{"name": "forced", "rows": rows}]})
     measure = "probed/forced/accuracy/put in, at its end"
     asked = practised(measure=measure, of="practised before")
-    study = load(write_study(seeds=[0], probe="--examples 4", **asked))
+    study = load(write_study(seeds=[0], probe={"of": ["practised"], "asks": "--examples 4"}, **asked))
     assert judge(study, {("practised", 0): folder}).findings[0].interval.estimate == 0.25
-    after = load(write_study(seeds=[0], probe="--examples 4", **practised(measure=measure)))
+    after = load(write_study(seeds=[0], probe={"of": ["practised"], "asks": "-"}, **practised(measure=measure)))
     with pytest.raises(StudyError, match="it has no probed/forced/accuracy/put in, at its end of the model after"):
         judge(after, {("practised", 0): folder})
 
@@ -310,3 +317,71 @@ def test_builds_of_another_version_are_said_to_be(write_study, runs, tmp_path):
     assert judgement.commits["b" * 40] == ("build:trunk/0",)
     assert judgement.minutes == pytest.approx(6 * 2 + 10)
     assert "**The runs are of 2 code versions**" in page.readme(judgement, command="x")
+
+
+def changed_since(sha, commit="a" * 40):
+    return {"commit": commit, "is_dirty": sha is not None, "diff_sha256": sha}
+
+
+def test_a_run_of_changed_code_or_gone_on_with_other_code_is_another_version(write_study, runs):
+    codes = {
+        ("practised", 0): [changed_since("1" * 64)],
+        ("practised", 1): [changed_since("2" * 64)],
+        ("practised", 2): [changed_since(None), changed_since(None, "b" * 40), changed_since(None, "b" * 40)],
+    }
+    for key, (first, *resumes) in codes.items():
+        write_json(runs[key].provenance, {"code": first, "resumes": [{"code": code} for code in resumes]})
+    judgement = judge(load(write_study()), runs)
+    assert judgement.commits == {
+        f"{'a' * 40} with changes 11111111": ("practised/0",),
+        "a" * 40: ("taught/0", "taught/1", "taught/2"),
+        f"{'a' * 40} with changes 22222222": ("practised/1",),
+        f"{'a' * 40}, then {'b' * 40}": ("practised/2",),
+    }
+    text = page.readme(judgement, command="x")
+    assert "**The runs are of 4 code versions**" in text and "aaaaaaaaaa with changes 11111111 made practised/0" in text
+    assert "aaaaaaaaaa, then bbbbbbbbbb made practised/2" in text
+
+
+@pytest.mark.parametrize("name", ["summary.json", "evaluation.parquet", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"{{", None])
+def test_a_damaged_run_is_named(write_study, runs, name, content):
+    file = runs["practised", 1].path / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(StudyError, match="practised[/ ]seed ?1") as error:
+        judge(load(write_study(conditions=[*STUDY["conditions"], LENGTH])), runs)
+    assert "\n" not in str(error.value)
+
+
+def write_rates(tmp_path, values, prompts=128):
+    """A run of each seed and cell whose probe ended at one rate."""
+    found = {}
+    for cell, rate in values.items():
+        for seed in (0, 1, 2):
+            folder = found[cell, seed] = RunFolder(tmp_path / cell / str(seed))
+            write_run(folder, before=[True] * 2, after=[True] * 2)
+            folder.config.write_text(yaml.safe_dump({"scale": {"probe_size": prompts}}))
+            rows = [{"step": 0, "probe/a_rate": 0.0}, {"step": 1, "probe/a_rate": rate, "probe/length": 3.0}]
+            write_jsonl(folder.metrics, rows)
+    return found
+
+
+def test_a_rate_that_is_the_same_for_all_seeds_is_not_certain(write_study, tmp_path):
+    found = write_rates(tmp_path, {"practised": 0.0, "taught": 0.5})
+    [finding] = judge(load(write_study(**practised(measure="probe/a_rate", above=-1))), found).findings
+    # Wilson's: z^2 / (n + z^2) of 128 prompts.
+    assert (finding.interval.low, finding.interval.high) == (0.0, pytest.approx(3.8415 / 131.8415, abs=1e-4))
+    [finding] = judge(load(write_study(**practised(measure="probe/a_rate", minus="taught", above=-1))), found).findings
+    z2 = 3.8415
+    reach = math.sqrt(z2 * 0.25 / 128 + z2**2 / (4 * 128**2)) / (1 + z2 / 128)
+    assert finding.interval.estimate == -0.5 and finding.interval.low == pytest.approx(-0.5 - reach, abs=1e-4)
+    assert finding.interval.high == pytest.approx(-0.5 + math.hypot(reach, z2 / (128 + z2)), abs=1e-4)
+
+
+def test_what_is_the_same_for_all_seeds_and_no_rate_decides_nothing(write_study, tmp_path):
+    found = write_rates(tmp_path, {"practised": 0.0})
+    judgement = judge(load(write_study(**practised(measure="probe/length", above=1))), found)
+    assert judgement.verdict == "not resolved"
+    assert "no interval for all seeds give the same" in page.readme(judgement, command="x")

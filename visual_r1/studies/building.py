@@ -80,7 +80,11 @@ def builds_of(studies: Iterable[Study], *, runs: Path) -> list[Build]:
     for build in found.values():
         if build.is_finished and (made_by := read_json(build.folder / RECORD)["command"]) != _command(build.typed):
             raise StudyError(f"{build.folder}: was made by `{made_by}`, not by what the study says now: move it away")
-    return list(found.values())
+    depths: dict[Path, int] = {}
+    for build in found.values():
+        depths[build.folder] = 1 + max((depths[one] for one in build.needs), default=0)
+    # What others wait for comes first, of all seeds: a build that waits keeps a core from those that could go on.
+    return sorted(found.values(), key=lambda build: depths[build.folder])
 
 
 def make(missing: Sequence[Build], *, jobs: int, command: str, runs: Path) -> int:

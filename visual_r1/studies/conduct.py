@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visual_r1.files import read_json, write_text
+from visual_r1.run_folder import RunFolder
 from visual_r1.studies import building, page, running
 from visual_r1.studies.dose import curve_of
 from visual_r1.studies.entries import StudyError
@@ -35,37 +36,56 @@ def conduct(
         judges_alone: runs nothing; judges the studies whose runs are finished.
 
     Returns:
-        0, or as a sweep ends with that failed or was stopped: then nothing is judged.
+        0, or as a sweep ends: with a signal, and then nothing is judged; or 1 after a run that failed, and then the
+        studies are judged that do not need it.
 
     Raises:
-        StudyError: a study that cannot be run or judged.
+        StudyError: a study that cannot be run or judged; the others are judged before.
     """
     scale = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith("scale=")), HOME)
     studies = [load(experiments / name, scale=scale) for name in names or _light(experiments)]
     builds = building.builds_of(studies, runs=runs)
     wanted = running.needed(studies, runs=runs, overrides=overrides)
     folders = {(one.cell, one.seed): one.folder for one in wanted}
+    code = 0
     if not judges_alone:
         code = _do_missing(studies, builds, wanted, jobs=jobs, command=command, runs=runs)
-        if code:
+        if code > 1:
             return code
+    wrong = []
     for study in studies:
         own = {(cell, seed): folders[cell, seed] for cell in study.cells for seed in study.seeds}
-        if judges_alone and not all(folder.is_finished for folder in own.values()):
-            print(f"{study.name}: not judged, its runs are not finished")
+        if lacking := _lacking(study, own):
+            print(f"{study.name}: not judged, {lacking}: `{_command(study, overrides)}`")
             continue
         records = [
             building.build_folder(runs, name, seed) / building.RECORD for name in study.builds for seed in study.seeds
         ]
-        judgement = judge(study, own, records)
-        curve = None if study.dose is None else curve_of(study, study.dose, own)
+        try:
+            judgement = judge(study, own, records)
+            curve = None if study.dose is None else curve_of(study, study.dose, own)
+        except StudyError as error:
+            wrong.append(str(error))
+            continue
         results = (runs / "verdicts" if overrides else experiments) / study.name
         results.mkdir(parents=True, exist_ok=True)
         page.write(judgement, results, command=_command(study, overrides), curve=curve)
         print(_summary(study, results))
     if not overrides:
         write_text(experiments / page.README, overview(experiments))
-    return 0
+    if wrong:
+        raise StudyError("; ".join(dict.fromkeys(wrong)))
+    return code
+
+
+def _lacking(study: Study, runs: Mapping[tuple[str, int], RunFolder]) -> str | None:
+    """What a study's runs still lack before it can be judged."""
+    if not all(folder.is_finished for folder in runs.values()):
+        return "its runs are not finished"
+    if study.probe is None:
+        return None
+    probed = [folder for (cell, _), folder in runs.items() if cell in study.probed]
+    return None if all(building.is_probed(one, study.probe) for one in probed) else "its runs are not probed"
 
 
 def _do_missing(
@@ -87,7 +107,7 @@ def _do_missing(
     for study in studies:
         if study.probe is None:
             continue
-        own = [one.folder for one in wanted if one.cell in study.cells and one.seed in study.seeds]
+        own = [one.folder for one in wanted if one.cell in study.probed and one.seed in study.seeds]
         if unprobed := [folder for folder in own if not building.is_probed(folder, study.probe)]:
             if code := building.probe(unprobed, study.probe, jobs=jobs, command=command, runs=runs):
                 return code

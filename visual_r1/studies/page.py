@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from visual_r1.report.conditions import Bar, conditions_figure
 from visual_r1.report.dose import Mark, dose_figure
 from visual_r1.statistics import Interval
 from visual_r1.studies.dose import Curve
-from visual_r1.studies.study import SHARES, Condition
+from visual_r1.studies.study import LENGTH, Condition, is_rate
 from visual_r1.studies.verdict import Finding, Judgement
 
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 RESULTS, README, FIGURE, CURVE = "results.json", "README.md", "figure.svg", "curve.svg"
 
 
@@ -78,7 +80,8 @@ def readme(judgement: Judgement, *, command: str, curve: Curve | None = None) ->
     cells = [f"| `{name}` | `visual-r1 {' '.join(typed)}` |" for name, typed in study.builds.items()]
     cells += [f"| `{name}` | `python run.py {' '.join(typed)} seed=...` |" for name, typed in study.cells.items()]
     if study.probe is not None:
-        cells.append(f"| each | `visual-r1 probe RUN {shlex.join(study.probe)}` |")
+        of = ", ".join(f"`{cell}`" for cell in study.probed)
+        cells.append(f"| {of} | `visual-r1 probe RUN {shlex.join(study.probe)}` |")
     return "\n".join(
         (
             f"# {study.claim}",
@@ -95,6 +98,9 @@ def readme(judgement: Judgement, *, command: str, curve: Curve | None = None) ->
             "([statistics](../../docs/statistics.md)).",
             "",
             "![Each condition's interval beside what it asks for](figure.svg)",
+            "",
+            "Point and bar are the estimate and its interval, ticks the single seeds; green is where the claim says "
+            "that the number lies.",
             "",
             *_curve(curve),
             "## What it cannot say",
@@ -212,7 +218,8 @@ def shown_record(one: Mapping[str, Any]) -> str:
     form = f"{'+' if one['minus'] is not None else ''}.1f"
     low, high = one["interval"]
     if low is None or high is None:
-        return f"{scale * one['estimate']:{form}}{unit}, no interval from one seed"
+        why = "from one seed" if len(one["by_seed"]) == 1 else "for all seeds give the same"
+        return f"{scale * one['estimate']:{form}}{unit}, no interval {why}"
     return f"{scale * one['estimate']:{form}}{unit} [{scale * low:{form}}, {scale * high:{form}}]"
 
 
@@ -233,9 +240,11 @@ def _bar(finding: Finding) -> Bar:
 
 def _scale(measure: str, *, is_difference: bool) -> tuple[float, str]:
     """What a number is multiplied with to be shown, and its unit."""
-    ends_alike = measure.endswith(("accuracy", "_rate", "_ratio"))
-    is_share = measure in SHARES or ends_alike or "_rate_" in measure or "/accuracy/" in measure
-    if not is_share:
+    if measure == LENGTH or measure.endswith("mean_length") or ("length/" in measure and measure.endswith("/mean")):
+        return 1.0, " tokens"
+    if measure.endswith("per_1k_tokens"):
+        return 1.0, " per 1,000 tokens"
+    if not is_rate(measure):
         return 1.0, ""
     return 100.0, " points" if is_difference else " %"
 
@@ -270,9 +279,13 @@ def _by_seed(finding: Finding) -> str:
 def _versions(judgement: Judgement) -> str:
     versions = judgement.commits
     if len(versions) == 1:
-        return f"Commit {next(iter(versions))[:10]}{' with changes' if 'with changes' in next(iter(versions)) else ''}."
-    parts = [f"{version[:10]} made {', '.join(names)}" for version, names in versions.items()]
+        return f"Commit {_short(next(iter(versions)))}."
+    parts = [f"{_short(version)} made {', '.join(names)}" for version, names in versions.items()]
     return f"**The runs are of {len(versions)} code versions**: {'; '.join(parts)}."
+
+
+def _short(version: str) -> str:
+    return _COMMIT.sub(lambda found: found[0][:10], version)
 
 
 def _listed(seeds: Sequence[int]) -> str:

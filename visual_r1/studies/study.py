@@ -35,7 +35,7 @@ A study of models that it makes itself has two more entries, and one for its cur
       plain: organism build {folder} --seed {seed} --trunk {trunk}/nano-trunk --base-only
     cells:
       plain: model={plain}/nano-base
-    probe: --examples 100                    # visual-r1 probe, of every run
+    probe: {of: [plain], asks: --examples 100}   # visual-r1 probe, of the runs of these cells
 """
 
 from __future__ import annotations
@@ -69,7 +69,17 @@ FILE = "study.yaml"
 HOME = "laptop"
 """The scale of the organisms."""
 
+
+def is_rate(measure: str) -> bool:
+    """Whether a measure is a share or a rate, in [0, 1], by the names that such measures have."""
+    by_end = measure.endswith(("accuracy", "_rate", "_ratio"))
+    return measure in SHARES or by_end or "_rate_" in measure or "/accuracy/" in measure
+
+
 _REFERENCE = re.compile(r"\{([\w-]+)\}")
+_NAME = re.compile(r"[\w-]+")
+_TAKEN = ("builds", "verdicts")
+"""Folders that lie beside those of the cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +166,8 @@ class Study:
     """What is typed behind visual-r1 for each, a build after those that it needs."""
     probe: tuple[str, ...] | None
     """What is typed behind ``visual-r1 probe RUN``; None does not probe."""
+    probed: tuple[str, ...]
+    """The cells whose runs are probed."""
     dose: Dose | None
 
 
@@ -190,7 +202,10 @@ def load(path: Path, *, scale: str = HOME) -> Study:
         str(name): _choice(Entries(file, f"chosen.{name}", one), cells)
         for name, one in (entries.mapping("chosen") if "chosen" in entries.given else {}).items()
     }
+    if taken := sorted(set(cells) & set(chosen)):
+        raise StudyError(f"{file}: chosen.{taken[0]}: a cell has this name already")
     known = {**cells, **chosen}
+    probe = entries.inner("probe") if "probe" in entries.given else None
     study = Study(
         name=file.resolve().parent.name,
         claim=entries.text("claim"),
@@ -203,7 +218,8 @@ def load(path: Path, *, scale: str = HOME) -> Study:
         given=_conditions(entries, "given", known) if "given" in entries.given else (),
         conditions=_conditions(entries, "conditions", known),
         builds=builds,
-        probe=tuple(shlex.split(entries.text("probe"))) if "probe" in entries.given else None,
+        probe=tuple(shlex.split(probe.text("asks"))) if probe is not None else None,
+        probed=_probed(probe, cells) if probe is not None else (),
         dose=_dose(entries.inner("dose"), cells) if "dose" in entries.given else None,
     )
     _check_used(file, study)
@@ -220,9 +236,14 @@ def _check_used(file: Path, study: Study) -> None:
         used |= {*study.dose.doses, *study.dose.beside}
     if unused := (set(study.cells) | set(study.chosen)) - used:
         raise StudyError(f"{file}: cells {sorted(unused)}: no condition looks at them")
-    measures = {one.measure for one in (*study.given, *study.conditions)}
-    if study.probe is None and any(one.startswith(PROBED) for one in measures):
-        raise StudyError(f"{file}: a measure is {PROBED}..., but there is no entry probe")
+    for one in (*study.given, *study.conditions):
+        if not any(measure.startswith(PROBED) for measure in (one.measure, one.minus_measure)):
+            continue
+        if study.probe is None:
+            raise StudyError(f"{file}: a measure is {PROBED}..., but there is no entry probe")
+        cells = {cell for name in one.cells for cell in (study.chosen[name].of if name in study.chosen else (name,))}
+        if unprobed := sorted(cells - set(study.probed)):
+            raise StudyError(f"{file}: a measure is {PROBED}... of {unprobed[0]}, which probe.of does not name")
 
 
 def _builds(entries: Entries) -> dict[str, tuple[str, ...]]:
@@ -236,6 +257,8 @@ def _builds(entries: Entries) -> dict[str, tuple[str, ...]]:
         for reference in _REFERENCE.findall(value):
             if reference not in ("folder", "seed", *builds):
                 raise StudyError(f"{place}: {{{reference}}} is unknown, expected folder, seed or a build above it")
+        if str(name) in ("folder", "seed"):
+            raise StudyError(f"{place}: {{{name}}} stands for something else already: give it another name")
         builds[str(name)] = tuple(shlex.split(value))
     return builds
 
@@ -247,6 +270,11 @@ def _cells(entries: Entries, scale: str, builds: Mapping[str, Any]) -> dict[str,
             if scale not in value:
                 raise StudyError(f"{entries.file}: cells.{name} says nothing of scale={scale}, only of {sorted(value)}")
             value = value[scale]
+        if not _NAME.fullmatch(str(name)) or str(name) in _TAKEN:
+            raise StudyError(
+                f"{entries.file}: cells.{name}: its runs lie in a folder of this name beside {' and '.join(_TAKEN)}: "
+                "expected another one, of letters, digits, - and _"
+            )
         cells[str(name)] = _overrides(entries.file, str(name), value)
         for reference in _REFERENCE.findall(value):
             if reference not in builds:
@@ -284,6 +312,15 @@ def _choice(entries: Entries, cells: Mapping[str, Any]) -> Choice:
             "that judge it is judged too well"
         )
     return Choice(of=of, by=by)
+
+
+def _probed(entries: Entries, cells: Mapping[str, Any]) -> tuple[str, ...]:
+    entries.only("of", "asks")
+    of = tuple(map(str, entries.sequence("of")))
+    for cell in of:
+        if cell not in cells:
+            raise StudyError(f"{entries.file}: {entries.at('of')}: there is no cell {cell}, only {sorted(cells)}")
+    return of
 
 
 def _dose(entries: Entries, cells: Mapping[str, Any]) -> Dose:

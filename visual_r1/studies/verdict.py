@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,9 +13,9 @@ import pyarrow.parquet
 
 from visual_r1.files import read_json
 from visual_r1.run_folder import RunFolder
-from visual_r1.statistics import Interval, curve_band, difference_over_seeds, mean_over_seeds
+from visual_r1.statistics import Interval, curve_band, difference_over_seeds, mean_over_seeds, wilson
 from visual_r1.studies.entries import StudyError
-from visual_r1.studies.study import LENGTH, PROBED, SHARES, Condition, Side, Study, When
+from visual_r1.studies.study import LENGTH, PROBED, SHARES, Condition, Side, Study, When, is_rate
 
 Verdict = Literal["holds", "does not hold", "not resolved"]
 
@@ -73,21 +73,23 @@ def judge(study: Study, runs: Runs, builds: Sequence[Path] = ()) -> Judgement:
         builds: the records of what was built for them.
 
     Raises:
-        StudyError: a run is missing or not finished, lacks a measure, or runs that are to be compared were asked other
-            items.
+        StudyError: a run is missing, not finished or damaged, lacks a measure, or runs that are to be compared were
+            asked other items.
     """
     for cell in study.cells:
         for seed in study.seeds:
             if (cell, seed) not in runs or not runs[cell, seed].is_finished:
                 raise StudyError(f"{study.name}: {cell} seed {seed} is not finished: `make study NAME={study.name}`")
-    made = {f"{cell}/{seed}": read_json(run.summary) for (cell, seed), run in runs.items()}
-    made |= {
-        f"build:{path.parent.parent.name}/{path.parent.name.removeprefix('seed')}": read_json(path) for path in builds
-    }
     commits: dict[str, list[str]] = {}
-    for name, record in made.items():
-        version = f"{record.get('commit') or 'unknown'}{' with changes' if record.get('is_dirty') else ''}"
-        commits.setdefault(version, []).append(name)
+    minutes = 0.0
+    for (cell, seed), run in runs.items():
+        commits.setdefault(_version_of_run(run), []).append(f"{cell}/{seed}")
+        minutes += _read(read_json, run.summary).get("wall_seconds", 0.0) / 60
+    for path in builds:
+        record = _read(read_json, path)
+        name = f"build:{path.parent.parent.name}/{path.parent.name.removeprefix('seed')}"
+        commits.setdefault(_version(record), []).append(name)
+        minutes += record.get("wall_seconds", 0.0) / 60
     chosen = {
         name: max(choice.of, key=lambda cell, by=choice.by: _mean_after(by, cell, study.seeds, runs))
         for name, choice in study.chosen.items()
@@ -99,8 +101,37 @@ def judge(study: Study, runs: Runs, builds: Sequence[Path] = ()) -> Judgement:
         given=tuple(_finding(study, condition, known) for condition in study.given),
         chosen=chosen,
         commits={version: tuple(names) for version, names in commits.items()},
-        minutes=sum(record.get("wall_seconds", 0.0) for record in made.values()) / 60,
+        minutes=minutes,
     )
+
+
+def _version_of_run(run: RunFolder) -> str:
+    """The code of a run: that it began with, and any other that it was gone on with."""
+    if not run.provenance.exists():
+        return _version(_read(read_json, run.summary))
+    first = _read(read_json, run.provenance)
+    return ", then ".join(dict.fromkeys(_version(one["code"]) for one in (first, *first["resumes"])))
+
+
+def _version(code: Mapping[str, Any]) -> str:
+    """A commit, with a mark of what had been changed since where that is known: two changes of it are two versions."""
+    commit = code.get("commit") or "unknown"
+    if not code.get("is_dirty"):
+        return commit
+    return f"{commit} with changes" + (f" {code['diff_sha256'][:8]}" if code.get("diff_sha256") else "")
+
+
+def _read(read: Callable[[Path], Any], path: Path) -> Any:
+    """What a file of a run or build holds.
+
+    Raises:
+        StudyError: it is not there, or not whole.
+    """
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged ({' '.join(str(error).split())})"
+        raise StudyError(f"{path} {why}: move {path.parent} away, and type the study again") from error
 
 
 def verdict_of(interval: Interval, *, above: float, below: float) -> Verdict:
@@ -131,6 +162,8 @@ def _finding(study: Study, condition: Condition, runs: Runs) -> Finding:
         means = [mine - fmean(theirs) for mine, theirs in zip(means, others, strict=True)]
     if not is_share:
         interval = over_seeds(means)
+        if len(means) > 1 and interval.high - interval.low < 1e-12:
+            interval = _of_like_seeds(condition, runs, study.seeds)
     elif minus is None or others is None:
         interval = mean_over_seeds(ones)
     else:
@@ -153,9 +186,35 @@ def _is_paired(study: Study, of: Side, minus: Side, runs: Runs) -> bool:
     if minus.cell == of.cell or study.builds:
         return True
     ones, others = (
-        [read_json(runs[side.cell, seed].summary).get("model") for seed in study.seeds] for side in (of, minus)
+        [_read(read_json, runs[side.cell, seed].summary).get("model") for seed in study.seeds] for side in (of, minus)
     )
     return ones == others and len(set(ones)) == len(ones)
+
+
+def _of_like_seeds(condition: Condition, runs: Runs, seeds: Sequence[int]) -> Interval:
+    """The interval where all seeds give the same number, which t's would say is certain.
+
+    Of the probe's rates it is for other prompts: Wilson's, of which the distances to both ends are squared and added
+    for a difference (`weighted_wilson` names the source). As elsewhere, prompts count once, however many seeds have
+    answered them. Of anything else nothing is known of the spread, and nothing is decided.
+    """
+    sides = [(condition.measure, condition.of)]
+    sides += [(condition.minus_measure, condition.minus)] if condition.minus is not None else []
+    values = [[_numbers(condition, runs, seed)[place] for seed in seeds] for place in range(len(sides))]
+    estimate = fmean(values[0]) - (fmean(values[1]) if len(values) > 1 else 0.0)
+    if not all(measure.startswith("probe/") and is_rate(measure) for measure, _ in sides):
+        return Interval(estimate, -math.inf, math.inf)
+    one, *others = (
+        wilson(round(fmean(own) * num_prompts), num_prompts)
+        for own, (_, side) in zip(values, sides, strict=True)
+        for num_prompts in [int(runs[side.cell, seeds[0]].read_config()["scale"]["probe_size"])]
+    )
+    if not others:
+        return Interval(estimate, one.low, one.high)
+    [other] = others
+    below = math.hypot(one.estimate - one.low, other.high - other.estimate)
+    above = math.hypot(one.high - one.estimate, other.estimate - other.low)
+    return Interval(estimate, max(-1.0, estimate - below), min(1.0, estimate + above))
 
 
 def over_seeds(means: Sequence[float]) -> Interval:
@@ -219,7 +278,7 @@ def number(measure: str, when: When, run: RunFolder, *, over: int = 1, budget: f
         return fmean(item["num_tokens"] for item in _items(run, when).values())
     if measure.startswith(PROBED):
         return _probed(measure, when, run)
-    rows = run.read_metrics()
+    rows = _metrics(run)
     if budget is not None:
         rows = [row for row, had in zip(rows, _rollouts(run), strict=True) if had <= budget]
     values = [row[measure] for row in rows if row.get(measure) is not None]
@@ -240,7 +299,7 @@ def _rollouts(run: RunFolder) -> list[float]:
             f"{run.path}: method={method.get('name')} samples no rollouts, at_equal_rollouts has none to count"
         )
     counts = []
-    for row in run.read_metrics():
+    for row in _metrics(run):
         if row["step"] > 0:
             prompts = row.get("groups/num_prompts", method["prompts_per_step"])
             had += prompts * method["trl"]["num_generations"]
@@ -248,10 +307,14 @@ def _rollouts(run: RunFolder) -> list[float]:
     return counts
 
 
+def _metrics(run: RunFolder) -> list[dict[str, Any]]:
+    return _read(lambda _: run.read_metrics(), run.metrics)
+
+
 def _probed(measure: str, when: When, run: RunFolder) -> float:
     """An estimate of ``reflection.json``."""
     section, name, condition = measure.removeprefix(PROBED).split("/", 2)
-    rows = next((part["rows"] for part in read_json(run.reflection)["sections"] if part["name"] == section), [])
+    rows = next((part["rows"] for part in _read(read_json, run.reflection)["sections"] if part["name"] == section), [])
     for row in rows:
         asked = (row["measure"], row["condition"], row["against"], row["model"], row["source"])
         if asked == (name, condition, None, when, "probe") and row["estimate"] is not None:
@@ -261,7 +324,7 @@ def _probed(measure: str, when: When, run: RunFolder) -> float:
 
 def _items(run: RunFolder, when: When) -> dict[str, dict[str, Any]]:
     """The benchmark's items by id."""
-    rows = pyarrow.parquet.read_table(run.evaluation_items).to_pylist()
+    rows = _read(pyarrow.parquet.read_table, run.evaluation_items).to_pylist()
     found = {row["example_id"]: row for row in rows if row["when"] == when}
     if not found:
         raise StudyError(f"{run.path}: its benchmark was not measured {when} training")
