@@ -199,15 +199,24 @@ def test_a_number_that_is_none_is_a_gap_and_is_named(tmp_path):
 def test_a_result_that_is_no_number_is_named_and_the_seeds_are_reported(tmp_path):
     for seed in (0, 1):
         run = write_run(tmp_path / "a" / f"seed{seed}", seed=seed)
+    write_run(tmp_path / "b" / "seed0", config={"method": {"name": "sft"}})
     summary: dict[str, Any] = dict(read_json(run.summary))
     summary |= {"accuracy_after": float("nan"), "length_after_interval": "wide"}
+    summary |= {"wall_seconds": "../x", "length_after": [1], "scorers": 3, "commit": {}}
     summary["by_category"]["Count"]["after"]["accuracy_interval"] = [0.1, float("inf")]
     write_text(run.summary, json.dumps(summary))
-    write_text(run.provenance, json.dumps({**read_json(run.provenance), "resumes": 2.5, "versions": None}))
+    write_text(
+        run.provenance,
+        json.dumps({**read_json(run.provenance), "resumes": 2.5, "versions": None, "data": {"benchmark": {}}}),
+    )
     found = findings([tmp_path])
     assert as_markdown(found) and found.by_group[0].get("accuracy") is None
     assert {one.what for one in found.left_out} >= {
         "accuracy_after of summary.json",
+        *(
+            f"{key} of summary.json"
+            for key in ("length_after_interval", "wall_seconds", "length_after", "scorers", "commit")
+        ),
         "by_category.Count.after.accuracy_interval of summary.json",
         "resumes of provenance.json",
         "versions of provenance.json",

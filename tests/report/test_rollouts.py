@@ -6,6 +6,8 @@ import base64
 import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -72,6 +74,27 @@ def test_a_data_set_that_is_not_here_costs_the_images_and_says_so(tmp_path):
     found = browsed(tmp_path, missing)
     assert found.examples and not found.images
     assert {"no such table" in left.why for left in found.left_out} == {True}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("completion", pa.nulls(16, pa.string()), "16 of its 16 rows have no completion"),
+        ("completion", pa.nulls(16), "16 of its 16 rows have no completion"),
+        ("num_tokens", pa.array(["x"] * 16), "its column num_tokens holds string"),
+        ("advantage", pa.array(["x"] * 16), "its column advantage holds string"),
+        ("score/accuracy", pa.array([""] * 16), "its column score/accuracy holds string"),
+        ("correct", None, "an older version wrote it, without correct"),
+    ],
+)
+def test_a_step_whose_rollouts_are_damaged_is_left_out_and_named(tmp_path, column, values, why):
+    run = write_run(tmp_path / "a" / "seed0")
+    table = pq.read_table(run.completions_at(5)).slice(0, 16)
+    table = table.drop_columns([column] if column in table.column_names else [])
+    pq.write_table(table if values is None else table.append_column(column, values), run.completions_at(5))
+    found, left_out = read_sampled(read_runs([tmp_path]).runs[0])
+    assert [one.step for one in found] == [0, 10]
+    assert [(one.what, one.why) for one in left_out] == [("completions/step_00005.parquet", why)]
 
 
 def rows_of(ids):

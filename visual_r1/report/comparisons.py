@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import sqrt
@@ -112,8 +112,8 @@ def _cannot(one: Group, other: Group) -> str | None:
 
 
 def _fingerprint(run: Run) -> str | None:
-    data = run.provenance.get("data")
-    return data.get("benchmark") if isinstance(data, Mapping) else None
+    fingerprint = (run.provenance.get("data") or {}).get("benchmark")
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _compared(one: Group, other: Group, *, num_comparisons: int) -> Comparison:

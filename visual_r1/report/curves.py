@@ -360,7 +360,7 @@ def by_keyword_list(
                     "any_rate_incorrect": [bool(h) for h, row in zip(hits, rows, strict=True) if not row["correct"]],
                 }
                 values = {key: fmean(sample) for key, sample in samples.items() if sample}
-                if num_tokens := sum(row["num_tokens"] or 0 for row in rows):
+                if num_tokens := sum(row["num_tokens"] for row in rows):
                     values["per_1k_tokens"] = 1000 * sum(hits) / num_tokens
                 for key, value in values.items():
                     found.setdefault(f"{prefix}list/{name}/{key}", []).append((step.step, value))

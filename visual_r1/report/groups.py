@@ -52,9 +52,9 @@ class Group:
 
     def is_paired_with(self, other: Group) -> bool:
         """Whether run s of both belongs together: each seed has a model of its own, from which both started."""
-        starts = [(run.seed, run.start) for run in self.runs]
+        starts = [(str(run.seed), run.start) for run in self.runs]
         differ = len({start for _, start in starts}) == len(starts) > 1
-        return differ and starts == [(run.seed, run.start) for run in other.runs]
+        return differ and starts == [(str(run.seed), run.start) for run in other.runs]
 
     def answered(self, when: str, *, like: Items | None = None) -> tuple[Items, ...]:
         """Each seed's items in one order; empty unless every seed has them and was asked the same ones.
@@ -191,9 +191,9 @@ def groups_of(runs: Iterable[Run]) -> tuple[Group, ...]:
 
 
 def _apart_where_crossed(runs: Sequence[Run]) -> list[list[Run]]:
-    if len({run.seed for run in runs}) == len(runs):
+    if len({str(run.seed) for run in runs}) == len(runs):
         return [list(runs)]
-    by_build: dict[Any, list[Run]] = {}
+    by_build: dict[str | None, list[Run]] = {}
     for run in runs:
         by_build.setdefault(run.build, []).append(run)
     return list(by_build.values())

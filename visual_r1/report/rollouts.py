@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
@@ -17,6 +17,9 @@ from visual_r1.examples import Example
 from visual_r1.metrics.reflection import Reflection
 from visual_r1.prompts import prompt_style
 from visual_r1.report.runs import LeftOut, Run
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MAX_COMPLETIONS = 10_000
 MAX_CHARACTERS = 10_000_000
@@ -62,18 +65,37 @@ def read_sampled(run: Run) -> tuple[list[Sampled], list[LeftOut]]:
         if match is None:
             continue
         try:
-            rows = pyarrow.parquet.read_table(file).to_pylist()
+            table = pyarrow.parquet.read_table(file)
+            why = _unfit(table)
         except (ValueError, OSError) as error:
             why = " ".join(str(error).split())[:200]
+        if why is not None:
             left_out.append(LeftOut(where=str(run.folder.path), what=f"completions/{file.name}", why=why))
             continue
-        needed = {"source", "example_id", "completion", "correct", "num_tokens"}
-        if rows and not needed <= rows[0].keys():
-            why = f"an older version wrote it, without {', '.join(sorted(needed - rows[0].keys()))}"
-            left_out.append(LeftOut(where=str(run.folder.path), what=f"completions/{file.name}", why=why))
-            continue
-        found.append(Sampled(step=int(match[1]), rows=rows))
+        found.append(Sampled(step=int(match[1]), rows=table.to_pylist()))
     return found, left_out
+
+
+def _unfit(table: pyarrow.Table) -> str | None:
+    """Why a table holds no rollouts that can be shown; None if it does."""
+    from pyarrow import types
+
+    needed = {
+        **dict.fromkeys(("source", "example_id", "completion"), types.is_string),
+        **{"correct": types.is_boolean, "num_tokens": types.is_integer},
+    }
+    if missing := sorted(needed.keys() - set(table.column_names)):
+        return f"an older version wrote it, without {', '.join(missing)}"
+    others = {"advantage": types.is_floating, "group": types.is_integer, "keyword_hits": types.is_list}
+    others |= {name: types.is_floating for name in table.column_names if name.startswith("score/")}
+    for field in table.schema:
+        is_fit, num_null = (needed | others).get(field.name), table.column(field.name).null_count
+        if field.name in needed and num_null:
+            return f"{num_null} of its {table.num_rows} rows have no {field.name}"
+        # A column in which nothing is known has no kind.
+        if is_fit is not None and not is_fit(field.type) and num_null < table.num_rows:
+            return f"its column {field.name} holds {field.type}"
+    return None
 
 
 def browse(
@@ -265,7 +287,7 @@ def _of_run(run: Run, steps: Sequence[Sampled], *, stride: int, examples: _Examp
             record = {
                 "e": examples.place(run, source, row),
                 "s": source[0],
-                "p": pieces(row["completion"] or "", opens_think=opens_think, reflection=reflection),
+                "p": pieces(row["completion"], opens_think=opens_think, reflection=reflection),
                 "c": row.get("choice"),
                 "ok": int(bool(row["correct"])),
                 "n": row["num_tokens"],
@@ -293,7 +315,7 @@ def _of_run(run: Run, steps: Sequence[Sampled], *, stride: int, examples: _Examp
 
 def _stride(rows: Sequence[Mapping[str, Any]]) -> int:
     """One of how many is kept, so that the number and the text of all completions stay in their bounds."""
-    num_characters = sum(len(row["completion"] or "") + len(row.get("question") or "") // 4 for row in rows)
+    num_characters = sum(len(row["completion"]) + len(row.get("question") or "") // 4 for row in rows)
     return max(1, math.ceil(len(rows) / MAX_COMPLETIONS), math.ceil(num_characters / MAX_CHARACTERS))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,20 @@ _MEASURED = {
 }
 """A measure and the column of ``evaluation.parquet`` that it is the mean of."""
 
-_RECORDED: Mapping[str, type] = {"code": dict, "data": dict, "versions": dict, "hardware": dict, "resumes": list}
+_RECORDED: Mapping[str, type] = {
+    **{"code": dict, "data": dict, "versions": dict, "hardware": dict},
+    **{"command": list, "resumes": list},
+}
 """What a ``provenance.json`` holds, as far as a report reads it."""
+
+_SUMMARISED: Mapping[str, UnionType] = {
+    **dict.fromkeys(("name", "model", "style", "prompt", "method", "freeze", "adapter"), str | None),
+    **dict.fromkeys(("benchmark", "commit", "command", "keywords"), str | None),
+    **dict.fromkeys(("steps", "wall_seconds", "num_items", "num_missing", "num_responses"), int | float | None),
+    **dict.fromkeys(("chance", "majority"), int | float | None),
+    **dict.fromkeys(("by_category", "scorers"), dict | None),
+}
+"""What a ``summary.json`` holds, as far as a report reads it, beside the measures before and after training."""
 
 _UNREADABLE = (ValueError, OSError, yaml.YAMLError)
 """What the readers of YAML, JSON and parquet raise on a file that is damaged or not theirs."""
@@ -122,14 +135,14 @@ class Run:
         return str(self.summary.get("benchmark") or self.part("benchmark").get("name") or "-")
 
     @property
-    def start(self) -> Any:
+    def start(self) -> str:
         """The model that the run started from."""
-        return self.part("model").get("path")
+        return str(self.part("model").get("path"))
 
     @property
-    def build(self) -> Any:
+    def build(self) -> str | None:
         """Which of a scale's builds of its models the run started from, one recipe from several seeds; else None."""
-        return None if self._checkpoint is None else self.part("scale").get("organism_seed")
+        return None if self._checkpoint is None else str(self.part("scale").get("organism_seed"))
 
     @property
     def _checkpoint(self) -> str | None:
@@ -137,7 +150,7 @@ class Run:
         checkpoints = self.part("scale").get("checkpoints")
         if self.part("scale").get("organism_seed") is None or not isinstance(checkpoints, Mapping):
             return None
-        return next((str(name) for name, path in checkpoints.items() if path == self.start), None)
+        return next((str(name) for name, path in checkpoints.items() if str(path) == self.start), None)
 
     @cached_property
     def recipe(self) -> str:
@@ -296,8 +309,12 @@ def _read(folder: RunFolder) -> tuple[Run | None, list[LeftOut]]:
         mapping(folder.summary), lambda key: leave(f"{key} of summary.json", "no number: NaN or infinite")
     )
     provenance = mapping(folder.provenance)
-    for key in [key for key, kind in _RECORDED.items() if not isinstance(provenance.get(key, kind()), kind)]:
-        leave(f"{key} of provenance.json", f"is {type(provenance.pop(key)).__name__}, another shape than was expected")
+    shapes = ((summary, _summarised, folder.summary), (provenance, _RECORDED.get, folder.provenance))
+    for values, expected, path in shapes:
+        for key, value in list(values.items()):
+            kind = expected(key)
+            if kind is not None and not isinstance(value, kind):
+                leave(f"{key} of {path.name}", f"is {type(values.pop(key)).__name__}, another shape than was expected")
     run = Run(
         folder=folder,
         config=config,
@@ -314,6 +331,13 @@ def _read(folder: RunFolder) -> tuple[Run | None, list[LeftOut]]:
     elif missing := [key for key in ("scorers", "style", "model", "method") if key not in summary]:
         leave(", ".join(missing), "the run is from an older version, whose summary.json does not have them")
     return run, left_out
+
+
+def _summarised(key: str) -> UnionType | None:
+    """What a value of ``summary.json`` should be; None where a report does not read it."""
+    if key.endswith("_interval"):
+        return list | None
+    return int | float | None if key.endswith(("_before", "_after")) else _SUMMARISED.get(key)
 
 
 def _finite(values: Mapping[str, Any], leave: Callable[[str], None], prefix: str = "") -> dict[str, Any]:
