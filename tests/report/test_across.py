@@ -545,3 +545,12 @@ def test_reading_changes_nothing(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     read_runs([runs])
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+
+def test_an_item_of_another_category_is_another_item(tmp_path):
+    run = write_run(tmp_path / "a" / "seed0")
+    moved = {"when": "before", "category": "Moved"}
+    rewritten(run, lambda row: {**row, **(moved if row["when"] == "before" and row["category"] == "Count" else {})})
+    found = findings([tmp_path / "a"])
+    assert as_markdown(found) and found.by_group[0].get("gain") is None
+    assert found.by_group[0].get("accuracy", category="Count") is not None

@@ -97,6 +97,13 @@ def test_a_step_whose_rollouts_are_damaged_is_left_out_and_named(tmp_path, colum
     assert [(one.what, one.why) for one in left_out] == [("completions/step_00005.parquet", why)]
 
 
+def test_a_data_set_of_a_damaged_configuration_costs_the_images_and_says_so(tmp_path):
+    node = {"_target_": "visual_r1.datasets.spatial.Spatial", "split": "probe", "size": 15.5}
+    write_run(tmp_path / "a" / "seed0", is_finished=False, config={"dataset": {"name": "spatial", "probe": node}})
+    found = browsed(tmp_path)
+    assert found.examples and not found.images and "images of 16 examples" in {left.what for left in found.left_out}
+
+
 def rows_of(ids):
     row = {"source": "probe", "completion": "", "correct": False, "num_tokens": 1}
     return [Sampled(step=0, rows=[{**row, "example_id": one} for one in ids])]

@@ -99,7 +99,8 @@ def _cannot(one: Group, other: Group) -> str | None:
         return f"they were asked other items ({len(mine[0].ids)} and {len(theirs[0].ids)}, {common} of them the same)"
     if theirs[0].in_order_of(mine[0]) is None:
         changed = len(set(mine[0].asked) - set(theirs[0].asked))
-        return f"{changed} of {len(mine[0].ids)} items have the same id and ask something else: the data has changed"
+        of = f"{changed} of {len(mine[0].ids)} items"
+        return f"{of} have the same id and ask something else, or in another category: the data has changed"
     hashes = [{_fingerprint(run) for run in group.runs} for group in (one, other)]
     # Items in another order, or chosen otherwise, have another fingerprint and may be the same all the same.
     if mine[0].ids == theirs[0].ids and all(hashes) and None not in hashes[0] | hashes[1] and not hashes[0] & hashes[1]:

@@ -235,7 +235,7 @@ class _Examples:
         try:
             index = self._index(str(node), examples, example_id)
             example = None if index is None else examples[index]
-        except (ValueError, OSError, LookupError):
+        except (ValueError, OSError, LookupError, TypeError):  # of a damaged configuration, the size may be any thing
             example = None
         if example is None or example.id != example_id:
             name = str(node.get("_target_")) if isinstance(node, Mapping) else "the rollout browser"

@@ -65,7 +65,7 @@ class Items:
     correct: Mapping[str, np.ndarray]
     """Right or not, by scorer; ``strict`` is always there."""
     asked: tuple[tuple[str, ...], ...] = ()
-    """Of each item its id and what was asked: question, choices, solution, as far as the file has them."""
+    """Of each item its id, category, question, choices and solution, as far as the file has them."""
     subsets: tuple[str | None, ...] = ()
     """The collections that the items are from; empty where the file does not say."""
     measured: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -409,7 +409,7 @@ def _items(columns: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Item
     def column(name: str) -> list[Any]:
         return [columns[name][index] for index in indices]
 
-    texts = [name for name in ("example_id", *_ASKED) if name in columns]
+    texts = [name for name in ("example_id", "category", *_ASKED) if name in columns]
     numbers = {measure: column(name) for measure, name in _MEASURED.items() if name in columns}
     if "reflection" in columns:
         numbers["reflection"] = [None if found is None else bool(found) for found in column("reflection")]
