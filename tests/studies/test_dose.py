@@ -84,6 +84,7 @@ def test_each_seed_has_a_curve_and_the_seeds_an_interval(write_study, tmp_path):
     shown = (folder / "README.md").read_text()
     assert "has fallen to 0.5: 2.25 [" in shown and "by seed 1.75, 3.00, 2.00" in shown
     assert "| `empty` | beside the curve | 0.20, 0.20, 0.20 | 0.00, 0.10, 0.00 |" in shown
+    assert "| 0.00, 0.00, 0.00 | 0.00, no interval |" in shown  # of `much`, where all seeds give the same
     assert read_json(folder / "results.json")["curve"]["at_dose"] == pytest.approx(2.25)
     words = "".join(ElementTree.parse(folder / "curve.svg").getroot().itertext())
     assert "empty" in words and "dose, %" in words

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from visual_r1.files import replacing
@@ -28,8 +29,19 @@ class Mark:
     is_on_curve: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """What became of thoughts that were cut or added to, in one cell before training or after it."""
+
+    cell: str
+    is_before: bool
+    bars: tuple[tuple[str, tuple[float, ...]], ...]
+    """What was answered after, and how often that was right, in [0, 1], of each seed."""
+
+
 def dose_figure(
     marks: Sequence[Mark],
+    panels: Sequence[Panel],
     path: Path,
     *,
     label: str,
@@ -39,10 +51,13 @@ def dose_figure(
 ) -> None:
     """Draws the curve with its band, its seeds, and the dose at which it has fallen to a value, as SVG.
 
+    Under it what a reflection is worth, where that was asked: one panel a cell and moment.
+
     The doses stand at equal distances, for they mostly double and begin with none.
 
     Args:
         marks: by dose, those beside the curve last.
+        panels: of the same conditions; none draws the curve alone.
         path: the file.
         label: of the dose.
         measure: what was measured.
@@ -65,9 +80,10 @@ def dose_figure(
     gap = 0.6  # between the curve and what stands beside it
     where = [number if mark.is_on_curve else number + gap for number, mark in enumerate(marks)]
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.8, 3.8), layout="constrained")
+        figure = Figure(figsize=(6.8, 3.8 + (2.4 if panels else 0.0)), layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.subplots()
+        parts = figure.subfigures(2, 1, height_ratios=(3.8, 2.4), squeeze=False)[:, 0] if panels else [figure]
+        axes = parts[0].subplots()
         axes.axhline(falls_to, color=_GREY, lw=0.7, ls=":")
         curve = [marks[number].estimate for number in on_curve]
         bands = [(marks[number].low, marks[number].high) for number in on_curve]
@@ -95,5 +111,25 @@ def dose_figure(
         axes.set_xlabel(label)
         axes.set_ylabel(measure)
         axes.legend(frameon=False, fontsize=8, loc="best")
+        if panels:
+            _draw_panels(parts[1], panels)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def _draw_panels(figure: Any, panels: Sequence[Panel]) -> None:
+    rows = [name for name, _ in panels[0].bars]
+    for axes, panel in zip(
+        figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        color = _BEFORE if panel.is_before else _AFTER
+        for row, (_, values) in enumerate(panel.bars):
+            if values:
+                axes.barh(row, fmean(values), height=0.62, color=color, alpha=0.3, lw=0)
+            axes.plot(values, [row] * len(values), "o", color=color, ms=4, alpha=0.8, mew=0)
+        axes.set_title(f"{panel.cell}\n{'before' if panel.is_before else 'after'} training", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.tick_params(axis="x", labelsize=7)
+    figure.supxlabel("right, of the answers that were forced", fontsize=8)

@@ -8,6 +8,7 @@ from pathlib import Path
 from visual_r1.files import read_json, write_text
 from visual_r1.run_folder import RunFolder
 from visual_r1.studies import building, page, running
+from visual_r1.studies.causal import causal_test
 from visual_r1.studies.dose import curve_of
 from visual_r1.studies.entries import StudyError
 from visual_r1.studies.study import FILE, HOME, Study, load
@@ -64,12 +65,13 @@ def conduct(
         try:
             judgement = judge(study, own, records)
             curve = None if study.dose is None else curve_of(study, study.dose, own)
+            forced = causal_test(study, own)
         except StudyError as error:
             wrong.append(str(error))
             continue
         results = (runs / "verdicts" if overrides else experiments) / study.name
         results.mkdir(parents=True, exist_ok=True)
-        page.write(judgement, results, command=_command(study, overrides), curve=curve)
+        page.write(judgement, results, command=_command(study, overrides), curve=curve, forced=forced)
         print(_summary(study, results))
     if not overrides:
         write_text(experiments / page.README, overview(experiments))

@@ -8,7 +8,7 @@ different draws and is too narrow (docs/statistics.md), so that intervals are t'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from visual_r1.statistics import Interval
-from visual_r1.studies.study import Dose, Study
-from visual_r1.studies.verdict import Runs, number, over_seeds
+from visual_r1.studies.study import LENGTH, Dose, Side, Study, When
+from visual_r1.studies.verdict import Runs, by_seed, interval_of, over_seeds
+
+ACCURACY = "benchmark/accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,13 @@ class Point:
     """Of each seed's curve; empty beside it."""
     interval: Interval
     """Of the curve over seeds; beside it, of the values themselves."""
+    accuracy_before: tuple[float, ...]
+    """On the benchmark, of each seed, in [0, 1]."""
+    accuracy: tuple[float, ...]
+    """The same after training."""
+    length_before: tuple[float, ...]
+    """Tokens of a response to the benchmark, of each seed."""
+    length: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,10 @@ class Curve:
                     "interval": [
                         one if math.isfinite(one) else None for one in (point.interval.low, point.interval.high)
                     ],
+                    "accuracy_before_by_seed": list(point.accuracy_before),
+                    "accuracy_by_seed": list(point.accuracy),
+                    "length_before_by_seed": list(point.length_before),
+                    "length_by_seed": list(point.length),
                 }
                 for point in self.points
             ],
@@ -80,14 +93,13 @@ def curve_of(study: Study, dose: Dose, runs: Runs) -> Curve:
     Raises:
         StudyError: a run lacks the measure.
     """
-    after = {cell: _values(dose.measure, cell, "after", study.seeds, runs) for cell in (*dose.doses, *dose.beside)}
-    before = {cell: _values(dose.measure, cell, "before", study.seeds, runs) for cell in after}
+    after = {cell: _by_seed(dose.measure, cell, "after", study, runs) for cell in (*dose.doses, *dose.beside)}
     fits = [falling([after[cell][seed] for cell in dose.doses]) for seed in range(len(study.seeds))]
-    points = []
-    for position, (cell, amount) in enumerate(dose.doses.items()):
-        fitted = tuple(fit[position] for fit in fits)
-        points.append(_point(cell, amount, before, after, fitted))
-    points += [_point(cell, None, before, after, ()) for cell in dose.beside]
+    points = [
+        _point(cell, amount, study, runs, fitted=tuple(fit[position] for fit in fits))
+        for position, (cell, amount) in enumerate(dose.doses.items())
+    ]
+    points += [_point(cell, None, study, runs, fitted=()) for cell in dose.beside]
     doses = tuple(dose.doses.values())
     reaches = tuple(dose_at(dose.falls_to, doses, fit) for fit in fits)
     is_inside = all(doses[0] < one < math.inf for one in reaches)
@@ -117,22 +129,23 @@ def dose_at(value: float, doses: Sequence[float], fitted: Sequence[float]) -> fl
     return math.inf
 
 
-def _values(measure: str, cell: str, when: Any, seeds: Sequence[int], runs: Runs) -> tuple[float, ...]:
-    return tuple(number(measure, when, runs[cell, seed]) for seed in seeds)
+def _by_seed(measure: str, cell: str, when: When, study: Study, runs: Runs) -> tuple[float, ...]:
+    return by_seed(measure, Side(cell=cell, when=when), study.seeds, runs)
 
 
-def _point(
-    cell: str,
-    dose: float | None,
-    before: Mapping[str, tuple[float, ...]],
-    after: Mapping[str, tuple[float, ...]],
-    fitted: tuple[float, ...],
-) -> Point:
+def _point(cell: str, dose: float | None, study: Study, runs: Runs, *, fitted: tuple[float, ...]) -> Point:
+    assert study.dose is not None
+    measure = study.dose.measure
+    after = _by_seed(measure, cell, "after", study, runs)
     return Point(
         cell=cell,
         dose=dose,
-        before=before[cell],
-        after=after[cell],
+        before=_by_seed(measure, cell, "before", study, runs),
+        after=after,
         fitted=fitted,
-        interval=over_seeds(fitted or after[cell]),
+        interval=interval_of((measure, fitted or after, runs[cell, study.seeds[0]])),
+        accuracy_before=_by_seed(ACCURACY, cell, "before", study, runs),
+        accuracy=_by_seed(ACCURACY, cell, "after", study, runs),
+        length_before=_by_seed(LENGTH, cell, "before", study, runs),
+        length=_by_seed(LENGTH, cell, "after", study, runs),
     )

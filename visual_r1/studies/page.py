@@ -13,8 +13,9 @@ import numpy as np
 
 from visual_r1.files import write_json, write_text
 from visual_r1.report.conditions import Bar, conditions_figure
-from visual_r1.report.dose import Mark, dose_figure
+from visual_r1.report.dose import Mark, Panel, dose_figure
 from visual_r1.statistics import Interval
+from visual_r1.studies.causal import Forced
 from visual_r1.studies.dose import Curve
 from visual_r1.studies.study import LENGTH, Condition, is_rate
 from visual_r1.studies.verdict import Finding, Judgement
@@ -23,7 +24,9 @@ _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 RESULTS, README, FIGURE, CURVE = "results.json", "README.md", "figure.svg", "curve.svg"
 
 
-def record(judgement: Judgement, *, command: str, curve: Curve | None = None) -> dict[str, Any]:
+def record(
+    judgement: Judgement, *, command: str, curve: Curve | None = None, forced: Sequence[Forced] = ()
+) -> dict[str, Any]:
     """The contents of ``results.json``; estimate and interval at the top are those of the first condition."""
     study, first = judgement.study, judgement.findings[0]
     return {
@@ -42,6 +45,7 @@ def record(judgement: Judgement, *, command: str, curve: Curve | None = None) ->
         "conditions": [_condition_record(finding) for finding in judgement.findings],
         "chosen": dict(judgement.chosen),
         "curve": None if curve is None else curve.record(),
+        "forced": [one.record() for one in forced],
     }
 
 
@@ -65,16 +69,18 @@ def _condition_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def write(judgement: Judgement, folder: Path, *, command: str, curve: Curve | None = None) -> None:
+def write(
+    judgement: Judgement, folder: Path, *, command: str, curve: Curve | None = None, forced: Sequence[Forced] = ()
+) -> None:
     """Writes the results of a study into its folder."""
-    write_json(folder / RESULTS, record(judgement, command=command, curve=curve))
-    write_text(folder / README, readme(judgement, command=command, curve=curve))
+    write_json(folder / RESULTS, record(judgement, command=command, curve=curve, forced=forced))
+    write_text(folder / README, readme(judgement, command=command, curve=curve, forced=forced))
     conditions_figure([_bar(finding) for finding in judgement.findings], folder / FIGURE, title=judgement.study.claim)
     if curve is not None:
-        _draw(curve, folder / CURVE)
+        _draw(curve, forced, folder / CURVE)
 
 
-def readme(judgement: Judgement, *, command: str, curve: Curve | None = None) -> str:
+def readme(judgement: Judgement, *, command: str, curve: Curve | None = None, forced: Sequence[Forced] = ()) -> str:
     """The page of a study."""
     study = judgement.study
     cells = [f"| `{name}` | `visual-r1 {' '.join(typed)}` |" for name, typed in study.builds.items()]
@@ -103,6 +109,7 @@ def readme(judgement: Judgement, *, command: str, curve: Curve | None = None) ->
             "that the number lies.",
             "",
             *_curve(curve),
+            *_forced(forced),
             "## What it cannot say",
             "",
             study.cannot_say,
@@ -151,7 +158,9 @@ def _curve(curve: Curve | None) -> list[str]:
         amount, found = "beside the curve" if point.dose is None else f"{point.dose:g}", point.interval
         rows.append(
             f"| `{point.cell}` | {amount} | {_by_seed_of(point.before)} | {_by_seed_of(point.after)} | "
-            f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] |"
+            f"{found.estimate:.2f}{_range(found)} | "
+            f"{_in_percent(point.accuracy_before)} → {_in_percent(point.accuracy)} | "
+            f"{_in_tokens(point.length_before)} → {_in_tokens(point.length)} |"
         )
     if curve.interval is not None:
         found = f"{curve.interval.estimate:.2f} [{max(0.0, curve.interval.low):.2f}, {curve.interval.high:.2f}]"
@@ -163,22 +172,73 @@ def _curve(curve: Curve | None) -> list[str]:
         "",
         f"![{dose.measure} before and after training against {dose.label}]({CURVE})",
         "",
-        f"| cell | {dose.label} | before, by seed | after, by seed | fit after and 95 % interval over seeds |",
-        "| --- | ---: | --- | --- | --- |",
+        f"| cell | {dose.label} | before, by seed | after, by seed | fit after and 95 % interval over seeds | "
+        "accuracy on the benchmark, before → after by seed, % | tokens a response there |",
+        "| --- | ---: | --- | --- | --- | --- | --- |",
         *rows,
         "",
         f"The dose at which `{dose.measure}` has fallen to {dose.falls_to:g}: {found}; by seed {by_seed}. Each seed's "
         "curve is the nearest that does not rise (isotonic regression), straight between doses; intervals are t's over "
-        "seeds.",
+        "seeds, and where these agree exactly, Wilson's over prompts.",
         "",
     ]
+
+
+def _range(found: Interval) -> str:
+    return f" [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.low) else ", no interval"
+
+
+def _in_percent(values: Sequence[float]) -> str:
+    return ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def _in_tokens(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.0f}" for value in values)
+
+
+def _forced(forced: Sequence[Forced]) -> list[str]:
+    """The causal test: a row a condition, a column a cell before training or after it."""
+    if not forced:
+        return []
+    columns = dict.fromkeys((one.cell, one.when) for one in forced)
+    conditions = dict.fromkeys((one.condition, one.is_difference) for one in forced)
+    found = {(one.condition, one.cell, one.when): one for one in forced}
+    rows = []
+    for condition, is_difference in conditions:
+        cells = [_forced_cell(found[condition, cell, when]) for cell, when in columns]
+        rows.append(f"| {f'**{condition}**' if is_difference else condition} | {' | '.join(cells)} |")
+    return [
+        "## What a reflection is worth",
+        "",
+        f"| answered after | {' | '.join(f'`{cell}` {when}' for cell, when in columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+        *rows,
+        "",
+        "Right answers, %, greedily and at once after that thought; differences in points, on the same items. The "
+        "mean of the seeds, its 95 % interval (t), and the items of each seed: those in which a completion reflected, "
+        "or did not. After training hardly any may be left of one kind, and those are not typical "
+        "([what is forced](../../docs/reflection.md)).",
+        "",
+    ]
+
+
+def _forced_cell(one: Forced) -> str:
+    items = f"({', '.join(map(str, one.num_items))})"
+    if one.interval is None:
+        known = [100 * value for value in one.by_seed if value is not None]
+        return f"{', '.join(f'{value:.1f}' for value in known) or '–'} {items}"
+    sign = "+" if one.is_difference else ""
+    estimate, low, high = (100 * value for value in (one.interval.estimate, one.interval.low, one.interval.high))
+    if not one.is_difference:
+        low, high = max(0.0, low), min(100.0, high)
+    return f"{estimate:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}] {items}"
 
 
 def _by_seed_of(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-def _draw(curve: Curve, path: Path) -> None:
+def _draw(curve: Curve, forced: Sequence[Forced], path: Path) -> None:
     marks = [
         Mark(
             label=point.cell if point.dose is None else f"{point.dose:g}",
@@ -199,6 +259,18 @@ def _draw(curve: Curve, path: Path) -> None:
     at = curve.interval
     dose_figure(
         marks,
+        [
+            Panel(
+                cell=cell,
+                is_before=when == "before",
+                bars=tuple(
+                    (one.condition, tuple(value for value in one.by_seed if value is not None))
+                    for one in forced
+                    if (one.cell, one.when, one.is_difference) == (cell, when, False)
+                ),
+            )
+            for cell, when in dict.fromkeys((one.cell, one.when) for one in forced)
+        ],
         path,
         label=curve.dose.label,
         measure=curve.dose.measure,

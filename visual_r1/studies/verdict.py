@@ -161,9 +161,10 @@ def _finding(study: Study, condition: Condition, runs: Runs) -> Finding:
     if others is not None:
         means = [mine - fmean(theirs) for mine, theirs in zip(means, others, strict=True)]
     if not is_share:
-        interval = over_seeds(means)
-        if len(means) > 1 and interval.high - interval.low < 1e-12:
-            interval = _of_like_seeds(condition, runs, study.seeds)
+        sides = [(condition.measure, [one for [one] in ones], runs[of.cell, study.seeds[0]])]
+        if minus is not None and others is not None:
+            sides += [(condition.minus_measure, [one for [one] in others], runs[minus.cell, study.seeds[0]])]
+        interval = interval_of(*sides)
     elif minus is None or others is None:
         interval = mean_over_seeds(ones)
     else:
@@ -191,23 +192,31 @@ def _is_paired(study: Study, of: Side, minus: Side, runs: Runs) -> bool:
     return ones == others and len(set(ones)) == len(ones)
 
 
-def _of_like_seeds(condition: Condition, runs: Runs, seeds: Sequence[int]) -> Interval:
-    """The interval where all seeds give the same number, which t's would say is certain.
+def interval_of(*sides: tuple[str, Sequence[float], RunFolder]) -> Interval:
+    """The interval over seeds of a number, or of the difference of two, seed by seed.
 
-    Of the probe's rates it is for other prompts: Wilson's, of which the distances to both ends are squared and added
-    for a difference (`weighted_wilson` names the source). As elsewhere, prompts count once, however many seeds have
-    answered them. Of anything else nothing is known of the spread, and nothing is decided.
+    Where all seeds give the very same, t's would say that it is certain. Of the probe's rates the interval is then for
+    other prompts: Wilson's, of which the distances to both ends are squared and added for a difference
+    (`weighted_wilson` names the source). As elsewhere, prompts count once, however many seeds have answered them. Of
+    anything else nothing is known of the spread, and nothing is decided.
+
+    Args:
+        sides: one or two: a measure, its value of each seed, and one of the runs, which knows how many prompts there
+            were.
     """
-    sides = [(condition.measure, condition.of)]
-    sides += [(condition.minus_measure, condition.minus)] if condition.minus is not None else []
-    values = [[_numbers(condition, runs, seed)[place] for seed in seeds] for place in range(len(sides))]
-    estimate = fmean(values[0]) - (fmean(values[1]) if len(values) > 1 else 0.0)
-    if not all(measure.startswith("probe/") and is_rate(measure) for measure, _ in sides):
+    means = list(sides[0][1])
+    if len(sides) > 1:
+        means = [mine - theirs for mine, theirs in zip(means, sides[1][1], strict=True)]
+    interval = over_seeds(means)
+    if len(means) < 2 or interval.high - interval.low > 1e-12:
+        return interval
+    estimate = interval.estimate
+    if not all(measure.startswith("probe/") and is_rate(measure) for measure, _, _ in sides):
         return Interval(estimate, -math.inf, math.inf)
     one, *others = (
-        wilson(round(fmean(own) * num_prompts), num_prompts)
-        for own, (_, side) in zip(values, sides, strict=True)
-        for num_prompts in [int(runs[side.cell, seeds[0]].read_config()["scale"]["probe_size"])]
+        wilson(round(fmean(values) * num_prompts), num_prompts)
+        for _, values, run in sides
+        for num_prompts in [int(run.read_config()["scale"]["probe_size"])]
     )
     if not others:
         return Interval(estimate, one.low, one.high)
@@ -287,6 +296,17 @@ def number(measure: str, when: When, run: RunFolder, *, over: int = 1, budget: f
     return fmean(values[:over] if when == "before" else values[-over:])
 
 
+def by_seed(measure: str, side: Side, seeds: Sequence[int], runs: Runs) -> tuple[float, ...]:
+    """A measure of each seed's run; of a share, over all items.
+
+    Raises:
+        StudyError: a run lacks it.
+    """
+    if measure in SHARES:
+        return tuple(fmean(row) for row in _shares(measure, side, seeds, runs))
+    return tuple(number(measure, side.when, runs[side.cell, seed]) for seed in seeds)
+
+
 def _mean_after(measure: str, cell: str, seeds: Sequence[int], runs: Runs) -> float:
     return fmean(number(measure, "after", runs[cell, seed]) for seed in seeds)
 
@@ -312,14 +332,24 @@ def _metrics(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _probed(measure: str, when: When, run: RunFolder) -> float:
-    """An estimate of ``reflection.json``."""
-    section, name, condition = measure.removeprefix(PROBED).split("/", 2)
-    rows = next((part["rows"] for part in _read(read_json, run.reflection)["sections"] if part["name"] == section), [])
-    for row in rows:
+    row = probed_row(*measure.removeprefix(PROBED).split("/", 2), when, run)
+    if row is None:
+        raise StudyError(f"{run.reflection}: it has no {measure} of the model {when} training")
+    return float(row["estimate"])
+
+
+def probed_row(section: str, measure: str, condition: str, when: When, run: RunFolder) -> dict[str, Any] | None:
+    """A row of ``reflection.json`` on newly sampled rollouts, with nothing subtracted; None where nothing was found.
+
+    Raises:
+        StudyError: the file is not there, or not whole.
+    """
+    sections = _read(read_json, run.reflection)["sections"]
+    for row in next((part["rows"] for part in sections if part["name"] == section), []):
         asked = (row["measure"], row["condition"], row["against"], row["model"], row["source"])
-        if asked == (name, condition, None, when, "probe") and row["estimate"] is not None:
-            return float(row["estimate"])
-    raise StudyError(f"{run.reflection}: it has no {measure} of the model {when} training")
+        if asked == (measure, condition, None, when, "probe") and row["estimate"] is not None:
+            return row
+    return None
 
 
 def _items(run: RunFolder, when: When) -> dict[str, dict[str, Any]]:
