@@ -73,6 +73,12 @@ def test_a_resumed_run_may_find_its_server_elsewhere(folder):
         folder.check(served(url="http://b:2", kv_cache_gib=2.0, bf16=False))
 
 
+def test_a_run_that_was_moved_is_the_same_run(folder):
+    with folder.open({**CONFIG, "runs_dir": "runs"}, {}):
+        folder.metrics.write_text('{"step": 0}\n')
+    folder.check({**CONFIG, "runs_dir": "/elsewhere/runs"})
+
+
 def test_a_check_changes_nothing_on_disk(folder, tmp_path):
     folder.check(CONFIG)
     assert not list(tmp_path.iterdir())

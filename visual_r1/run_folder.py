@@ -24,14 +24,15 @@ _COMPLETIONS = re.compile(r"step_(\d+)\.parquet")
 _LOCK = ".lock"
 _SURROUNDINGS = frozenset(
     (
-        *("distributed.rendezvous", "rollout.engine.url", "rollout.engine.weights_dir"),
+        *("runs_dir", "distributed.rendezvous", "rollout.engine.url", "rollout.engine.weights_dir"),
         *("rollout.engine.timeout_seconds", "rollout.engine.kv_cache_gib", "rollout.engine.max_model_length"),
         *("tracker.name", "tracker.wandb_mode", "tracker.tensorboard", "tracker.project", "tracker.entity"),
         *("tracker.tags", "tracker.log_model", "tracker.timeout_seconds"),
     )
 )
-"""Settings of where a run finds others, what room they have and where it is shown, not of what it computes. Resumed, a
-run may have others: on another machine, after an engine that had too little room, or without a tracker that hangs."""
+"""Settings of where a run lies and finds others, what room they have and where it is shown, not of what it computes.
+Resumed, a run may have others: moved, on another machine, after an engine that had too little room, or without a
+tracker that hangs."""
 
 
 class RunFolderError(ValueError):
