@@ -43,6 +43,8 @@ class Design:
     """Of the scores of two runs on one item."""
     difference: float = 0.0
     """By how much the other method is better, in comparisons."""
+    seed_correlation: float = 0.0
+    """Of a seed's level under two methods: above 0 where each seed starts both from a build of its own."""
 
 
 @cache
@@ -64,13 +66,15 @@ def _level(accuracy: float, seed_sd: float) -> tuple[float, float]:
 
 
 def verdicts(design: Design, generator: np.random.Generator, sides: int = 1) -> NDArray[np.bool_]:
-    """[S, I] for one method; for two, [2 S, I], the better one first. Seeds are drawn anew for each."""
+    """[S, I] for one method; for two, [2 S, I], the better one first. Unless they correlate, seeds are drawn anew."""
     rows = []
     items = sqrt(design.correlation) * generator.standard_normal(design.num_items)
+    common = generator.standard_normal((design.num_seeds, 1)) if design.seed_correlation else np.zeros(1)
     for side in range(sides):
         better = design.difference if side < sides - 1 else 0.0
         center, sd = _level(design.accuracy + better, design.seed_sd)
-        levels = center + sd * generator.standard_normal((design.num_seeds, 1))
+        own = sqrt(1 - design.seed_correlation) * generator.standard_normal((design.num_seeds, 1))
+        levels = center + sd * (sqrt(design.seed_correlation) * common + own)
         chance = generator.standard_normal((design.num_seeds, design.num_items))
         rows.append(items + sqrt(1 - design.correlation) * chance + levels > 0)
     return np.concatenate(rows)
@@ -102,6 +106,11 @@ def _over_seeds(table: NDArray[np.bool_], resamples: int) -> statistics.Interval
     return statistics.difference_over_seeds(table[:half], table[half:])
 
 
+def _seed_by_seed(table: NDArray[np.bool_], resamples: int) -> statistics.Interval:
+    half = len(table) // 2
+    return statistics.difference_over_seeds(table[:half], table[half:], paired=True)
+
+
 METHODS: dict[str, tuple[int, Callable[[NDArray[np.bool_], int], statistics.Interval]]] = {
     "wilson": (1, _wilson),
     "bootstrap_mean": (1, lambda table, resamples: statistics.bootstrap_mean(table[0], resamples=resamples)),
@@ -109,6 +118,7 @@ METHODS: dict[str, tuple[int, Callable[[NDArray[np.bool_], int], statistics.Inte
     "resampled seeds and items": (1, _resampled),
     "paired_difference": (2, _paired),
     "difference_over_seeds": (2, _over_seeds),
+    "difference_over_seeds, paired": (2, _seed_by_seed),
 }
 """How many methods are compared, and the interval: of the truth that `covered` says."""
 
@@ -144,6 +154,11 @@ def designs() -> list[tuple[str, Design]]:
                 if (accuracy, num_seeds) == (0.7, 3):
                     cases.append(("mean_over_seeds", replace(over, correlation=0.4)))
                     cases.append(("difference_over_seeds", replace(over, difference=0.05)))
+                if sd and num_seeds > 2:
+                    paired = replace(over, seed_correlation=0.8)
+                    cases.append(("difference_over_seeds, paired", paired))
+                    if accuracy == 0.7:
+                        cases.append(("difference_over_seeds, paired", replace(paired, difference=0.05)))
                 if sd == 0.04 and num_seeds == 3:
                     cases.append(("resampled seeds and items", over))
     return cases

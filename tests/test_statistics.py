@@ -376,6 +376,8 @@ def test_paired_bootstraps_cover_the_truth(accuracy):
 def test_differences_over_seeds_cover_the_truth():
     design = Design(num_items=400, num_seeds=3, accuracy=0.7, seed_sd=0.02, difference=0.05)
     assert 0.93 <= covered("difference_over_seeds", design) <= 0.97
+    of_builds = replace(design, seed_sd=0.04, seed_correlation=0.8)
+    assert 0.93 <= covered("difference_over_seeds, paired", of_builds) <= 0.97
 
 
 def test_the_minimum_difference_by_hand():
