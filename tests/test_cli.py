@@ -99,13 +99,22 @@ def test_organism_build_hands_its_options_on(monkeypatch, tmp_path):
     out, shares = str(tmp_path), ["mixture.careful=0.04", "mixture.direct=0.40"]
     assert main(["organism", "trunk", out, "--seed", "3"]) == 0
     assert main(["organism", "build", out, "--seed", "3", "--trunk", "t", "--base-only", *shares]) == 0
-    assert main(["organism", "build", out, "--organism", "micro"]) == 0
+    assert main(["organism", "build", out, "--organism", "micro", "--device", "cuda"]) == 0
     nano, micro = build.ORGANISMS["nano"], build.ORGANISMS["micro"]
-    assert calls[0] == (tmp_path, {"seed": 3, "num_threads": 1, "recipe": nano.recipe, "organism": nano})
+    of_trunk = {"seed": 3, "num_threads": 1, "device": "cpu", "recipe": nano.recipe, "organism": nano}
+    assert calls[0] == (tmp_path, of_trunk)
     options = calls[1][1]
     assert (options["trunk"], options["with_instruct"], options["organism"]) == (Path("t"), False, nano)
     assert (options["recipe"].mixture.careful, options["recipe"].mixture.direct) == (0.04, 0.40)
-    assert (calls[2][1]["organism"], calls[2][1]["recipe"]) == (micro, micro.recipe)
+    assert [calls[2][1][key] for key in ("organism", "recipe", "device")] == [micro, micro.recipe, "cuda"]
+
+
+def test_a_device_that_is_not_here_is_one_line_before_any_work(tmp_path, capsys):
+    for command in ("trunk", "build"):
+        assert main(["organism", command, str(tmp_path), "--device", "nowhere"]) == 2
+        error = capsys.readouterr().err
+        assert "device nowhere: " in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistyped_recipe_of_an_organism_is_one_line(tmp_path, capsys):

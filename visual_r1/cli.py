@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--organism", choices=("nano", "micro"), default="nano", help="default: %(default)s")
         command.add_argument("--seed", type=int, default=0, help="of initialisation and data (default: %(default)s)")
         command.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: %(default)s)")
+        command.add_argument("--device", default="cpu", help="as torch names it: cuda (default: %(default)s)")
         command.set_defaults(command=run)
     build.add_argument("--trunk", type=Path, help="branch from this nano-trunk, of the same seed and recipe")
     build.add_argument("--base-only", action="store_true", help="no nano-instruct")
@@ -183,8 +184,15 @@ def _organism_trunk(options: argparse.Namespace) -> None:
     from visual_r1.organisms.pretraining import with_changes
 
     organism = ORGANISMS[options.organism]
-    recipe = with_changes(organism.recipe, options.overrides)
-    print(build_trunk(options.out, seed=options.seed, num_threads=options.threads, recipe=recipe, organism=organism))
+    folder = build_trunk(
+        options.out,
+        seed=options.seed,
+        num_threads=options.threads,
+        device=options.device,
+        recipe=with_changes(organism.recipe, options.overrides),
+        organism=organism,
+    )
+    print(folder)
 
 
 def _organism_build(options: argparse.Namespace) -> None:
@@ -196,6 +204,7 @@ def _organism_build(options: argparse.Namespace) -> None:
         options.out,
         seed=options.seed,
         num_threads=options.threads,
+        device=options.device,
         recipe=with_changes(organism.recipe, options.overrides),
         organism=organism,
         trunk=options.trunk,

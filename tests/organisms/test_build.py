@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from visual_r1.organisms.build import RECORD, build, build_trunk, read_record
 from visual_r1.organisms.corpus import Mixture
+from visual_r1.organisms.instruct import tune
 from visual_r1.organisms.model import build_model, build_processor
 from visual_r1.organisms.pretraining import Recipe, pretrain, with_changes
 from visual_r1.organisms.tokenizer import END_OF_TEXT, build_tokenizer
@@ -55,7 +56,7 @@ def test_a_folder_loads_by_itself_and_agrees_on_its_end_token(nano, name, end):
 def test_a_record_says_how_it_was_made(nano):
     record = read_record(nano / "nano-base")
     assert record["recipe"] == asdict(TINY)
-    assert (record["seed"], record["num_threads"]) == (0, 1)
+    assert (record["seed"], record["num_threads"], record["device"]) == (0, 1, "cpu")
     assert record["minutes"] >= 0
     assert {"commit", "is_dirty"} <= record.keys()
 
@@ -126,3 +127,13 @@ def test_every_part_of_the_model_is_trained():
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     pretrain(model, processor, recipe=TINY, seed=0)
     assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
+
+
+def test_all_of_the_training_lies_where_the_model_does():
+    processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT))
+    model = build_model(processor.tokenizer, seed=0)
+    # Whatever asks for no device would lie on another one than the model.
+    with torch.device("meta"):
+        pretrain(model, processor, recipe=TINY, seed=0)
+        tune(model, processor, recipe=TINY, seed=0)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

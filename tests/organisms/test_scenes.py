@@ -7,7 +7,7 @@ import random
 import pytest
 
 from visual_r1.organisms.questions import CATEGORIES, ask, cells_apart
-from visual_r1.organisms.scenes import NANO, Scene, SceneObject, draw_scene
+from visual_r1.organisms.scenes import NANO, WORLDS, Scene, SceneObject, draw_scene
 
 SCENE = Scene(
     (
@@ -79,14 +79,16 @@ def test_the_wording_is_cv_benchs():
     assert "\n(C) 2\n" in _first("Count", "circles", position=2)
 
 
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_the_right_choice_stands_where_it_was_asked_to(category):
-    rng = random.Random(0)
-    for _ in range(100):
-        scene = draw_scene(rng)
+def test_the_right_choice_stands_where_it_was_asked_to(category, world):
+    rng, num_asked = random.Random(0), 0
+    for _ in range(100 if world.camera is None else 30):
+        scene = draw_scene(rng, world)
         question = ask(rng, scene, category, position=1)
         if question is None:
             continue
+        num_asked += 1
         assert question.answer == 1
         named = {thing.name: thing for thing in scene.objects}
         right, wrong = question.choices[1], question.choices[0]
@@ -98,10 +100,15 @@ def test_the_right_choice_stands_where_it_was_asked_to(category):
             truth |= {"above": first.y < second.y, "below": first.y > second.y}
             assert truth[right] and not truth[wrong]
         elif category == "Depth":
-            assert named[right].y > named[wrong].y
+            if world.camera is None:
+                assert named[right].y > named[wrong].y
+            else:
+                assert world.camera.distance(named[right].spot) < world.camera.distance(named[wrong].spot)
         else:
             anchor = question.objects[0]
             assert cells_apart(anchor, named[right]) < cells_apart(anchor, named[wrong])
+            assert anchor.apart(named[right]) < anchor.apart(named[wrong])
+    assert num_asked > 10
 
 
 def test_an_unknown_category_is_refused():

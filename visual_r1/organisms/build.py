@@ -61,7 +61,13 @@ ORGANISMS = {organism.name: organism for organism in (NANO, MICRO)}
 
 
 def build_trunk(
-    out: Path, *, seed: int = 0, num_threads: int = 1, recipe: Recipe | None = None, organism: Organism = NANO
+    out: Path,
+    *,
+    seed: int = 0,
+    num_threads: int = 1,
+    device: str = "cpu",
+    recipe: Recipe | None = None,
+    organism: Organism = NANO,
 ) -> Path:
     """Writes ``out/nano-trunk`` (or ``micro-trunk``): it sees and reads and has heard no dialogue.
 
@@ -70,21 +76,26 @@ def build_trunk(
         seed: Decides the weights, together with the recipe and the number of threads.
         num_threads: Threads of torch; sums in another order give weights that differ in their last digits. Threads
             that outnumber the free cores wait for each other: on a busy machine 1 is up to 25 times faster than 2.
+        device: Where it is trained, as torch names it; another device sums in another order, too.
         recipe: None is the organism's own recipe.
         organism: Which one.
 
     Raises:
         FileExistsError: the folder is there already; checked before any work, and nothing is overwritten.
+        ValueError: there is no such device here.
     """
     recipe = recipe or organism.recipe
+    _check_device(device)
     folder = out / f"{organism.name}-trunk"
     _refuse_existing(folder)
     torch.set_num_threads(num_threads)
     start = time.monotonic()
     processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT, world=organism.world))
-    model = build_model(processor.tokenizer, seed=seed, architecture=organism.architecture)
+    model = build_model(processor.tokenizer, seed=seed, architecture=organism.architecture).to(device)
     grow_trunk(model, processor, recipe=recipe, seed=seed, world=organism.world)
-    _write(folder, model, processor, _record(organism, recipe, seed, num_threads, minutes=_minutes_since(start)))
+    _write(
+        folder, model, processor, _record(organism, recipe, seed, num_threads, device, minutes=_minutes_since(start))
+    )
     return folder
 
 
@@ -93,6 +104,7 @@ def build(
     *,
     seed: int = 0,
     num_threads: int = 1,
+    device: str = "cpu",
     recipe: Recipe | None = None,
     trunk: Path | None = None,
     with_instruct: bool = True,
@@ -104,6 +116,7 @@ def build(
         out: The parent folder; made if need be.
         seed: As for `build_trunk`.
         num_threads: As for `build_trunk`.
+        device: As for `build_trunk`; the trunk may come from another one.
         recipe: None is the organism's own recipe.
         organism: Which one.
         trunk: What `build_trunk` has written, to branch from; None grows one.
@@ -114,9 +127,10 @@ def build(
 
     Raises:
         FileExistsError: one of the folders is there already; checked before any work, and nothing is overwritten.
-        ValueError: the trunk is none, or another seed or recipe made it.
+        ValueError: the trunk is none, another seed or recipe made it, or there is no such device here.
     """
     recipe = recipe or organism.recipe
+    _check_device(device)
     folders = [out / f"{organism.name}-base", *([out / f"{organism.name}-instruct"] if with_instruct else [])]
     for folder in folders:
         _refuse_existing(folder)
@@ -124,21 +138,21 @@ def build(
     processor = build_processor(build_tokenizer(eos_token=END_OF_TEXT, world=organism.world))
     start, minutes = time.monotonic(), 0.0
     if trunk is None:
-        model = build_model(processor.tokenizer, seed=seed, architecture=organism.architecture)
+        model = build_model(processor.tokenizer, seed=seed, architecture=organism.architecture).to(device)
         grow_trunk(model, processor, recipe=recipe, seed=seed, world=organism.world)
     else:
         minutes = _check_trunk(trunk, organism, recipe, seed)["minutes"]
-        model = Qwen2VLForConditionalGeneration.from_pretrained(trunk)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(trunk).to(device)
     branch(model, processor, recipe=recipe, seed=seed, world=organism.world)
     minutes += _minutes_since(start)
-    _write(folders[0], model, processor, _record(organism, recipe, seed, num_threads, minutes=minutes))
+    _write(folders[0], model, processor, _record(organism, recipe, seed, num_threads, device, minutes=minutes))
     if with_instruct:
         start = time.monotonic()
         processor = build_processor(build_tokenizer(eos_token=END_OF_TURN, world=organism.world))
         set_end_token(model, processor.tokenizer)
         tune(model, processor, recipe=recipe, seed=seed, world=organism.world)
         minutes += _minutes_since(start)
-        _write(folders[1], model, processor, _record(organism, recipe, seed, num_threads, minutes=minutes))
+        _write(folders[1], model, processor, _record(organism, recipe, seed, num_threads, device, minutes=minutes))
     return folders
 
 
@@ -156,11 +170,21 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / RECORD}: {error}") from error
 
 
-def _record(organism: Organism, recipe: Recipe, seed: int, num_threads: int, *, minutes: float) -> dict[str, Any]:
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {device}: {' '.join(str(error).split())}; expected one of this machine's") from error
+
+
+def _record(
+    organism: Organism, recipe: Recipe, seed: int, num_threads: int, device: str, *, minutes: float
+) -> dict[str, Any]:
     return {
         "organism": organism.name,
         "seed": seed,
         "num_threads": num_threads,
+        "device": device,
         "recipe": asdict(recipe),
         "minutes": round(minutes, 2),
         **provenance.version(_ROOT),

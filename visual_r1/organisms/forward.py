@@ -50,13 +50,13 @@ class Head:
         # An image of 4x4 tokens takes up four positions, not sixteen.
         return length - self.num_image_tokens + self.tokens_per_side
 
-    def positions(self) -> Tensor:
+    def positions(self, device: torch.device) -> Tensor:
         """M-RoPE positions (time, height, width) of the head's tokens, ``[3, P]``."""
-        text = torch.arange(len(self.ids))
+        text = torch.arange(len(self.ids), device=device)
         text[self.image_start + self.num_image_tokens :] -= self.num_image_tokens - self.tokens_per_side
         positions = text.expand(3, -1).clone()
         image = slice(self.image_start, self.image_start + self.num_image_tokens)
-        index = torch.arange(self.num_image_tokens)
+        index = torch.arange(self.num_image_tokens, device=device)
         positions[0, image] = self.image_start
         positions[1, image] = self.image_start + index // self.tokens_per_side
         positions[2, image] = self.image_start + index % self.tokens_per_side
@@ -91,21 +91,23 @@ class FastForward:
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, *, max_positions: int = 512) -> None:
         self.model = model
+        self.device = model.device
+        """Where all tensors that go in must lie, patches aside."""
         self.visual = model.model.visual
         self.text = model.model.language_model
         config = model.config.text_config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.hidden_size // config.num_attention_heads
         self.eps = config.rms_norm_eps
-        self._text_cos, self._text_sin = self._rotary(torch.arange(max_positions).expand(3, -1))
+        self._text_cos, self._text_sin = self._rotary(torch.arange(max_positions, device=self.device).expand(3, -1))
         self._vision_rotary = cache(self._compute_vision_rotary)
 
     def images(self, patches: Tensor) -> Tensor:
-        """Image tokens ``[N, I, H]`` of patches ``[N, 4I, 588]``."""
+        """Image tokens ``[N, I, H]`` of patches ``[N, 4I, 588]``, which may lie on the CPU."""
         count, num_patches, visual, heads = *patches.shape[:2], self.visual, self.visual.config.num_heads
         cos, sin = self._vision_rotary(isqrt(num_patches))
         kernel = visual.patch_embed.proj.weight.sum(2).reshape(visual.config.embed_dim, -1)
-        hidden = F.linear(patches, kernel)
+        hidden = F.linear(patches.to(self.device), kernel)
         for block in visual.blocks:
             mixed = block.attn.qkv(block.norm1(hidden)).view(count, num_patches, 3, heads, -1)
             query, key, value = mixed.permute(2, 0, 3, 1, 4)
@@ -117,10 +119,11 @@ class FastForward:
 
     def head(self, head: Head, images: Tensor) -> HeadStates:
         """Forwards a head once a scene; ``images`` is ``[N, I, H]``."""
-        embedded = self.text.embed_tokens(torch.tensor(head.ids)).expand(len(images), -1, -1)
+        ids = torch.tensor(head.ids, device=self.device)
+        embedded = self.text.embed_tokens(ids).expand(len(images), -1, -1)
         start, end = head.image_start, head.image_start + head.num_image_tokens
         embedded = torch.cat([embedded[:, :start], images.to(embedded.dtype), embedded[:, end:]], dim=1)
-        cos, sin = self._rotary(head.positions())
+        cos, sin = self._rotary(head.positions(self.device))
         states = HeadStates(head, [], [])
         self._layers(embedded, cos, sin, collect=states)
         return states
@@ -135,10 +138,10 @@ class FastForward:
             visible: How many tokens of the head each document sees, ``[D]``: all, or up to the image's end.
         """
         length, shared = ids.shape[1], len(states.head.ids)
-        positions = states.head.next_position(visible)[:, None] + torch.arange(length)
+        positions = states.head.next_position(visible)[:, None] + torch.arange(length, device=self.device)
         cos, sin = self._text_cos[positions][:, None], self._text_sin[positions][:, None]
-        sees_head = (torch.arange(shared) < visible[:, None])[:, None].expand(-1, length, -1)
-        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(ids), -1, -1)
+        sees_head = (torch.arange(shared, device=self.device) < visible[:, None])[:, None].expand(-1, length, -1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril().expand(len(ids), -1, -1)
         mask = torch.cat([sees_head, causal], dim=2)[:, None]
         past = [(key[owners], value[owners]) for key, value in zip(states.keys, states.values, strict=True)]
         return self._layers(self.text.embed_tokens(ids), cos, sin, past=past, mask=mask)
@@ -185,12 +188,12 @@ class FastForward:
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[L, head size]`` of M-RoPE positions ``[3, L]``."""
-        cos, sin = self.text.rotary_emb(torch.zeros(1), positions[:, None])
+        cos, sin = self.text.rotary_emb(torch.zeros(1, device=self.device), positions[:, None])
         return cos[0], sin[0]
 
     def _compute_vision_rotary(self, patches: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[4I, head size]`` of a picture of ``patches`` a side, in Qwen2-VL's block order."""
-        side = torch.arange(patches)
+        side = torch.arange(patches, device=self.device)
         frequencies = self.visual.rotary_pos_emb.inv_freq
         grid = torch.stack([side[:, None].expand(-1, patches), side.expand(patches, -1)], dim=-1)
         blocks = grid.view(patches // 2, 2, patches // 2, 2, 2).transpose(1, 2).reshape(-1, 2)
@@ -207,8 +210,9 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    # On CPU the backward of bfloat16 flash attention is five times slower than float32's (torch 2.13).
-    with torch.autocast("cpu", enabled=False):
+    # On CPU the backward of bfloat16 flash attention is five times slower than float32's (torch 2.13). Elsewhere it is
+    # float32 too, so that an organism is the same arithmetic wherever it is trained.
+    with torch.autocast(query.device.type, enabled=False):
         return F.scaled_dot_product_attention(
             query.float(), key.float(), value.float(), attn_mask=attn_mask, is_causal=is_causal
         )

@@ -170,15 +170,16 @@ def warm_up_vision(model: Qwen2VLForConditionalGeneration, *, recipe: Recipe, se
     rng = random.Random(f"vision/{seed}")
     forward = FastForward(model)
     sizes = [len(world.colors) + 1, len(world.shapes), *world.num_cells.values(), *(2 * [world.tokens_per_side])]
-    probe = nn.Linear(model.config.text_config.hidden_size, sum(sizes))
+    # Drawn on the CPU, so that a seed means the same on every device.
+    probe = nn.Linear(model.config.text_config.hidden_size, sum(sizes), device="cpu").to(forward.device)
     parameters = [*model.model.visual.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.vision_learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     bar = tqdm(range(recipe.vision_steps), desc="vision warm-up", mininterval=5)
     for step in bar:
         _set_learning_rate(optimizer, recipe.vision_learning_rate, step, recipe.vision_steps, constant_share=0.6)
         scenes = [draw_split_scene(rng, "pretrain", world) for _ in range(recipe.vision_scenes)]
-        labels = torch.stack([_token_labels(scene) for scene in scenes])
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.use_bfloat16):
+        labels = torch.stack([_token_labels(scene) for scene in scenes]).to(forward.device)
+        with torch.autocast(forward.device.type, torch.bfloat16, enabled=recipe.use_bfloat16):
             guesses = probe(forward.images(to_patches([scene.render() for scene in scenes]))).float().split(sizes, -1)
         loss = torch.stack(
             [F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)]
@@ -287,7 +288,7 @@ def train_on_documents(
         for optimizer in optimizers:
             _set_learning_rate(optimizer, learning_rate, step, num_steps, constant_share=constant_share)
         format, scenes, documents = draw(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
+        with torch.autocast(forward.device.type, torch.bfloat16, enabled=use_bfloat16):
             loss = document_loss(forward, format, scenes, documents)
         _update(optimizers, parameters, loss)
         if step % 10 == 0:
@@ -298,26 +299,26 @@ def document_loss(
     forward: FastForward, format: Format, scenes: Sequence[Scene], documents: Sequence[Document]
 ) -> Tensor:
     """Mean cross-entropy of the documents' tokens; image and preamble are forwarded once a scene, without a loss."""
-    tokenizer, head = format.tokenizer, format.head
+    tokenizer, head, device = format.tokenizer, format.head, forward.device
     prompts = tokenizer([document.prompt for document in documents], add_special_tokens=False)["input_ids"]
     completions = tokenizer([document.completion for document in documents], add_special_tokens=False)["input_ids"]
     states = forward.head(head, forward.images(to_patches([scene.render() for scene in scenes])))
     order = sorted(range(len(documents)), key=lambda i: len(prompts[i]) + len(completions[i]))
     third = -(-len(order) // 3)
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros((), device=device), 0
     # Three batches of like lengths waste little on padding.
     for batch in (order[:third], order[third : 2 * third], order[2 * third :]):
         if not batch:
             continue
         length = max(len(prompts[i]) + len(completions[i]) for i in batch)
-        ids = torch.full((len(batch), length), tokenizer.pad_token_id)
-        is_text = torch.zeros(len(batch), length, dtype=torch.bool)
-        for row, i in enumerate(batch):
-            end = len(prompts[i]) + len(completions[i])
-            ids[row, :end] = torch.tensor(prompts[i] + completions[i])
-            is_text[row, :end] = True
-        visible = torch.tensor([len(head.ids) if documents[i].sees_preamble else head.image_end for i in batch])
-        owners = torch.tensor([documents[i].scene for i in batch])
+        texts = [prompts[i] + completions[i] for i in batch]
+        padded = [text + [tokenizer.pad_token_id] * (length - len(text)) for text in texts]
+        ids = torch.tensor(padded, device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        is_text = torch.arange(length, device=device) < lengths[:, None]
+        visible = [len(head.ids) if documents[i].sees_preamble else head.image_end for i in batch]
+        visible = torch.tensor(visible, device=device)
+        owners = torch.tensor([documents[i].scene for i in batch], device=device)
         hidden = forward.documents(states, owners, ids[:, :-1], visible)
         # A document's first word is predicted by the head, which is not asked.
         targets = is_text[:, 1:]
@@ -350,14 +351,14 @@ def _token_labels(scene: Scene) -> Tensor:
     Where there is no object the colour is one more class, and shape and cells are not asked (-100).
     """
     world = scene.world
-    tokens = torch.arange(world.tokens_per_side**2)
-    labels = torch.full((len(tokens), 4 + len(world.num_cells)), -100)
+    tokens = torch.arange(world.tokens_per_side**2, device="cpu")
+    labels = torch.full((len(tokens), 4 + len(world.num_cells)), -100, device="cpu")
     labels[:, 0] = len(world.colors)
     labels[:, -2] = tokens // world.tokens_per_side
     labels[:, -1] = tokens % world.tokens_per_side
     for token, thing in scene.token_objects().items():
         content = [list(world.colors).index(thing.color), world.shapes.index(thing.shape)]
-        labels[token, :-2] = torch.tensor(content + [thing.cell(axis) for axis in world.num_cells])
+        labels[token, :-2] = torch.tensor(content + [thing.cell(axis) for axis in world.num_cells], device="cpu")
     return labels
 
 
