@@ -125,7 +125,7 @@ def overview(experiments: Path) -> str:
             rows.append(f"| [{study.claim}]({name}) | {study.paper} | not run yet | | | `make study NAME={name}` | |")
             continue
         found = read_json(results)
-        shown = "; ".join(f"{one['says']}: {page.shown_record(one)}" for one in found["conditions"])
+        shown = "<br>".join(f"{one['says']}: {page.shown_record(one)}" for one in found["conditions"])
         minutes += found["minutes"]
         rows.append(
             f"| [{study.claim}]({name}) | {study.paper} | {shown} | {len(found['seeds'])} | **{found['verdict']}** | "
