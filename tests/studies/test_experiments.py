@@ -10,6 +10,7 @@ import pytest
 from visual_r1 import config
 from visual_r1.organisms.pretraining import Recipe, trunk_recipe, with_changes
 from visual_r1.studies.building import builds_of
+from visual_r1.studies.conduct import overview
 from visual_r1.studies.entries import StudyError
 from visual_r1.studies.running import needed
 from visual_r1.studies.study import load
@@ -63,3 +64,7 @@ def test_what_is_built_is_built_alike():
 def test_what_makes_its_own_models_runs_at_home_only(name):
     with pytest.raises(StudyError, match="it runs at scale=laptop only"):
         load(EXPERIMENTS / name, scale="paper")
+
+
+def test_the_page_over_all_studies_is_the_one_that_their_results_give():
+    assert (EXPERIMENTS / "README.md").read_text(encoding="utf-8") == overview(EXPERIMENTS)
