@@ -253,6 +253,32 @@ def test_sft_learns_the_completion_and_its_end_alone(policy, sft_batch):
         assert learned == ANSWERS[policy.style.name] + END_TOKENS[policy.style.name]
 
 
+WORKED = {
+    "base": "I see one. Wait, two.</think>\n<answer>(B)</answer>",
+    "instruct": "<think>I see one. Wait, two.</think>\n<answer>(B)</answer>",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sft_imitates_a_thought_before_the_answer(load, make_context, kind):
+    policy = load(kind)
+    worked = [replace(one, thought=" I see one. Wait, two.\n") for one in EXAMPLES]
+    trainer = CompletionSftTrainer(
+        policy=policy,
+        context=make_context(examples=worked),
+        method=Sft(examples_per_step=3, micro_batch_size=3, imitate="thought", trl={"max_steps": 1}),
+    )
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
+    assert prompts_of(policy, batch) == [reference(policy, one)[0] for one in EXAMPLES]
+    for labels in batch["labels"]:
+        assert policy.tokenizer.decode(labels[labels != -100]) == WORKED[kind] + END_TOKENS[kind]
+
+
+def test_a_thought_that_is_not_there_is_not_imitated(policy):
+    with pytest.raises(ValueError, match=r"^How many .* has no thought to imitate"):
+        sft_row(policy, EXAMPLES[0], imitate="thought")
+
+
 def test_sft_completes_the_prompt_that_a_rollout_completes(policy, sft_batch):
     row = sft_row(policy, EXAMPLES[0])
     assert row["prompt"][0]["content"] == policy.style.text(EXAMPLES[0])

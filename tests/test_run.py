@@ -320,6 +320,11 @@ BAD = {
     "freeze": (["freeze.parts=[vison]"], "vison"),
     "everything frozen": (["freeze.parts=[vision,llm]"], "every part is frozen"),
     "no examples": (["dataset.probe.size=0"], "dataset.probe"),
+    "no thoughts": (["method=sft", "method.imitate=thought"], "method.imitate=thought: the training examples have no"),
+    "no thoughts of a stage": (
+        ["method=sft_then_grpo", "method.stages.sft.imitate=thought"],
+        "method.stages.sft.imitate=thought: the training examples have no thoughts",
+    ),
     "no steps": (["scale.max_steps=0"], "scale.max_steps=0"),
     "negative seed": (["seed=-1"], "seed=-1"),
     "greedy groups": (["method.trl.temperature=0"], "method.trl.temperature=0"),

@@ -106,6 +106,7 @@ class SftConfig:
     micro_batch_size: int = MISSING
     schedule_steps: int | None = MISSING
     loss_on: str = MISSING
+    imitate: str = MISSING
     prompt: str | None = MISSING
     trl: dict[str, Any] = MISSING
 

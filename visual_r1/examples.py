@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 
 from PIL.Image import Image
@@ -32,6 +32,9 @@ class Example:
     """How the data writes the solution, for SFT to imitate: SAT by the choice's words; None stands for its letter."""
     subset: str | None = None
     """The collection an item comes from, where a benchmark averages by it: "ADE20K", "COCO", "Omni3D" in CV-Bench."""
+    thought: str | None = field(default=None, repr=False)
+    """A reasoning that ends at the solution, for SFT to imitate, without tags. A data set has one for all of its
+    examples or for none."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():

@@ -116,6 +116,7 @@ def prepare(cfg: Any, *, command: str = "") -> Experiment:
             raise ConfigError(f"{key}: holds no example; raise its size")
         for index in range(min(len(examples), _NUM_CHECKED)):
             examples[index]  # a row that makes no example says so here, not in the middle of the training
+    _check_thoughts(config, datasets["dataset.train"])
     scorers = with_strict({str(name): build(node) for name, node in cfg.benchmark.scorers.items()})
     check_scoring(datasets["benchmark.examples"], scorers=scorers, option_swap=cfg.benchmark.option_swap)
     method = build(cfg.method)
@@ -339,8 +340,7 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
         if is_count and value < least or value is None and key not in _OPTIONAL:
             raise ConfigError(f"scale.{key}={value}: expected at least {least}")
     limit = config["scale"]["max_completion_length"]
-    stages = {f"method.stages.{name}": stage for name, stage in config["method"].get("stages", {}).items()}
-    for where, method in {"method": config["method"], **stages}.items():
+    for where, method in _methods(config).items():
         trl = method.get("trl", {})
         if trl.get("max_completion_length", limit) != limit:
             raise ConfigError(
@@ -349,6 +349,22 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
             )
         if trl.get("max_steps", 1) == 0:
             raise ConfigError(f"{where}.trl.max_steps=0: expected at least 1; to train nothing, use method=eval")
+
+
+def _methods(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The method and its stages, by where they stand in the config."""
+    stages = {f"method.stages.{name}": stage for name, stage in config["method"].get("stages", {}).items()}
+    return {"method": config["method"], **stages}
+
+
+def _check_thoughts(config: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    """Refuses to imitate thoughts that the data does not have."""
+    for where, method in _methods(config).items():
+        if method.get("imitate") == "thought" and examples[0].thought is None:
+            raise ConfigError(
+                f"{where}.imitate=thought: the training examples have no thoughts; of drawn scenes set "
+                "dataset.train.thoughts=reflective, of a table dataset.train.columns.thought=COLUMN"
+            )
 
 
 def _check_precision(config: Mapping[str, Any]) -> None:

@@ -87,6 +87,19 @@ class PromptStyle:
         answer = f"<answer>{answer}</answer>"
         return f"</think>\n{answer}" if self.opens_think else answer
 
+    def worked(self, example: Example) -> str:
+        """The completion that SFT imitates with its reasoning: the example's thought, then the solution.
+
+        Raises:
+            ValueError: the data has no thought for this example.
+        """
+        if example.thought is None:
+            raise ValueError(f"{example.id}: has no thought to imitate")
+        answer = self.answer_only(example)
+        if self.opens_think:
+            return f"{example.thought.strip()}{answer}"
+        return f"<think>{example.thought.strip()}</think>\n{answer}"
+
 
 _BASE = (
     "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it. "

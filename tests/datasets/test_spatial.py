@@ -8,6 +8,7 @@ import pytest
 
 from visual_r1.datasets.spatial import SPLIT_BUCKETS, Spatial
 from visual_r1.examples import Rollout
+from visual_r1.organisms.corpus import REFLECTIONS
 from visual_r1.organisms.questions import CATEGORIES
 from visual_r1.parsing import is_correct
 from visual_r1.prompts import PROMPT_STYLES
@@ -94,10 +95,11 @@ def test_it_is_a_sequence():
         {"split": "train", "size": -1},
         {"split": "train", "size": 1, "categories": ("Color",)},
         {"split": "train", "size": 1, "categories": ()},
+        {"split": "train", "size": 1, "thoughts": "deep"},
     ],
 )
 def test_wrong_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"unknown split|negative|categories"):
+    with pytest.raises(ValueError, match=r"unknown split|negative|categories|unknown thoughts"):
         Spatial(**arguments)
 
 
@@ -128,3 +130,22 @@ def test_rotation_moves_each_choice_on():
     # Runs from before there was a rotation name their data so.
     assert Spatial(split="train", size=8).rotated(0).fingerprint() == "061cbe5e27c4c91e"
     assert data[0].solution_as_written == turned[0].solution_as_written
+
+
+@pytest.mark.parametrize("world", ["nano", "micro"])
+@pytest.mark.parametrize("thoughts", ["careful", "reflective"])
+def test_a_thought_is_a_worked_solution_of_the_same_question(world, thoughts):
+    plain = Spatial(split="train", size=64, world=world)
+    worked = Spatial(split="train", size=64, world=world, thoughts=thoughts)
+    assert {example.thought for example in plain} == {None}
+    assert [example.question for example in worked] == [example.question for example in plain]
+    assert worked.fingerprint() != plain.fingerprint()
+    assert [example.thought for example in worked] == [example.thought for example in worked]
+    for example in worked:
+        thought = example.thought or ""
+        reflections = sum(thought.count(phrase.strip()) for phrase in REFLECTIONS)
+        assert reflections == (1 if thoughts == "reflective" else 0), thought
+        last = thought.rpartition(" So ")[2]
+        said = {"Count": f"there are {example.solution_text}.", "Relation": f"it is {example.solution_text}."}
+        ordinal = ("the first", "the second")["AB".find(example.solution)]
+        assert last == said.get(example.category, f"{ordinal} is closer."), thought

@@ -360,6 +360,40 @@ class TestRefusals:
         assert len(Table(path=texts([row]), columns={"images": "images"})) == 1
 
 
+class TestThoughts:
+    QUESTION = "Where?\n(A) left\n(B) right"
+
+    def test_a_column_that_is_named_is_read(self, texts):
+        path = texts([listed(self.QUESTION, "A", thought="It stands left.")])
+        [example] = Table(path=path, columns={"thought": "thought"})
+        assert example.thought == "It stands left."
+        assert Table(path=path)[0].thought is None
+
+    def test_what_is_trained_on_decides_the_fingerprint(self, texts):
+        one, other = (
+            Table(path=texts([listed(self.QUESTION, "A", why=why)]), columns={"thought": "why"}).fingerprint()
+            for why in ("It stands left.", "It is left.")
+        )
+        assert one != other
+
+    @pytest.mark.parametrize(
+        ("thought", "reason"),
+        [
+            (None, "why is None, expected text"),
+            (" ", "why is ' ', expected text"),
+            ("<think>Left.</think>", "the thought holds <think>: give the reasoning alone"),
+            ("Left. <answer>A</answer>", "the thought holds <answer>"),
+            ("Left.<|im_end|>", r"the thought holds <|im_end|>, which is mark-up to a model"),
+        ],
+    )
+    def test_one_that_cannot_be_imitated_makes_a_bad_row(self, texts, thought, reason):
+        path = texts([listed(self.QUESTION, "A", why=thought), listed(self.QUESTION, "A", why="Left.")])
+        with pytest.raises(ValueError, match="mine/0: ") as refused:
+            Table(path=path, columns={"thought": "why"})
+        assert reason in str(refused.value) and "\n" not in str(refused.value)
+        assert len(Table(path=path, columns={"thought": "why"}, bad_rows="skip")) == 1
+
+
 class TestConfigs:
     def test_the_probe_follows_the_training_settings(self, parquet):
         overrides = [

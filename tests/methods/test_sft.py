@@ -104,3 +104,15 @@ def test_a_wrong_argument_of_trl_is_refused_by_name(arguments, message):
 def test_micro_batches_divide_a_step(micro_batch_size):
     with pytest.raises(ValueError, match=r"method\.examples_per_step=4: the examples do not divide into"):
         Sft(examples_per_step=4, micro_batch_size=micro_batch_size, trl={})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"imitate": "thoughts"}, r"method\.imitate=thoughts: unknown, expected one of \['answer', 'thought'\]"),
+        ({"imitate": "thought", "prompt": "sft_reference"}, "imitates bare answers alone"),
+    ],
+)
+def test_what_cannot_be_imitated_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sft(examples_per_step=4, micro_batch_size=4, trl={}, **arguments)

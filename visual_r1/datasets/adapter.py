@@ -29,6 +29,7 @@ from visual_r1.parsing import parse_choice
 BAD_ROWS = ("error", "skip")
 _MARKUP = re.compile(r"<\|\w+\|>")
 """Special tokens of the Qwen family."""
+_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Item:
     subset: str | None = None
     is_answered_in_words: bool = False
     """The data writes the right choice's words, not its letter: `Example.solution_as_written`."""
+    thought: str | None = None
+    """`Example.thought`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +209,8 @@ class TableExamples(Sequence[Example], ABC):
                 continue
             self._kept.append(number)
             digest.update(f"{example!r} {sizes}".encode())
+            if example.thought is not None:
+                digest.update(f" {example.thought}".encode())
         return digest.hexdigest()
 
     def _draw(self, size: int) -> None:
@@ -225,8 +230,11 @@ class TableExamples(Sequence[Example], ABC):
             choices = tuple(item.choices[position] for position in order)
             question = self.question(row, choices)
             # A processor would count "<|image_pad|>" as one more image, and the run would stop at this row.
-            if markup := _MARKUP.search(question):
-                raise ValueError(f"the question holds {markup[0]}, which is mark-up to a model, not text: remove it")
+            for name, written in (("question", question), ("thought", item.thought or "")):
+                if markup := _MARKUP.search(written):
+                    raise ValueError(f"the {name} holds {markup[0]}, which is mark-up to a model, not text: remove it")
+            if item.thought is not None and (tag := _TAG.search(item.thought)):
+                raise ValueError(f"the thought holds {tag[0]}: give the reasoning alone, the tags are put around it")
             example = Example(
                 id=example_id,
                 images=images,
@@ -236,6 +244,7 @@ class TableExamples(Sequence[Example], ABC):
                 category=item.category,
                 subset=item.subset,
                 solution_as_written=item.choices[item.answer] if item.is_answered_in_words else None,
+                thought=item.thought,
             )
             # "A" as the words of choice B: SFT would teach an answer that no reward pays.
             written = example.solution_as_written or example.solution

@@ -37,6 +37,8 @@ class Layout:
     choices: tuple[str, ...] = ()
     category: tuple[str, ...] = ()
     id: tuple[str, ...] = ()
+    thought: tuple[str, ...] = ()
+    """No layout has it by itself: a column is trained on when its name is given."""
 
 
 LAYOUTS = {

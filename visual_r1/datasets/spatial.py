@@ -6,11 +6,12 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self, overload
 
 from visual_r1.examples import Example
+from visual_r1.organisms.corpus import Mixture, Thought, careful, reflective
 from visual_r1.organisms.questions import CATEGORIES, Question, ask, num_choices
 from visual_r1.organisms.scenes import NANO, WORLDS, Scene, World, draw_scene
 
@@ -26,6 +27,13 @@ SPLIT_BUCKETS = {
 """The buckets of ``Scene.bucket`` that each split owns: no scene can belong to two splits."""
 NEW_PAIRS = "test_new"
 """One more split of a world that keeps combinations of colour and shape back: scenes of these alone."""
+THOUGHTS: dict[str, Callable[[random.Random, Question, Mixture], Thought]] = {
+    "careful": careful,
+    "reflective": reflective,
+}
+"""The worked solutions that an example can come with, as the organisms' exercises write them."""
+_FLAWLESS = Mixture(slip=0.0, second_check=0.0)
+"""Numbers are read as they are, and checked once."""
 
 
 class Spatial(Sequence[Example]):
@@ -43,8 +51,9 @@ class Spatial(Sequence[Example]):
         seed: int = 0,
         categories: Sequence[str] = CATEGORIES,
         world: str = NANO.name,
+        thoughts: str | None = None,
     ) -> None:
-        """Raises ValueError for an unknown world, split or category, no category, or a negative size."""
+        """Raises ValueError for an unknown world, split, category or thoughts, no category, or a negative size."""
         if world not in WORLDS:
             raise ValueError(f"unknown world {world!r}, expected one of {list(WORLDS)}")
         self.world = WORLDS[world]
@@ -57,10 +66,13 @@ class Spatial(Sequence[Example]):
             raise ValueError(f"size must not be negative, got {size}")
         if not categories or not set(categories) <= set(CATEGORIES):
             raise ValueError(f"categories must be some of {list(CATEGORIES)}, got {list(categories)}")
+        if thoughts is not None and thoughts not in THOUGHTS:
+            raise ValueError(f"unknown thoughts {thoughts!r}, expected null or one of {list(THOUGHTS)}")
         self.split = split
         self.size = size
         self.seed = seed
         self.categories = tuple(categories)
+        self.thoughts = thoughts
         self._name = "spatial" if self.world is NANO else f"spatial_{world}"
         self._num_steps = 0
 
@@ -93,6 +105,7 @@ class Spatial(Sequence[Example]):
             category=question.category,
             # As the organisms' corpus writes it: a number names itself, and no letter need be looked up.
             solution_as_written=question.choices[question.answer] if question.category == "Count" else None,
+            thought=self._thought(index, question),
         )
 
     def rotated(self, num_steps: int) -> Self:
@@ -114,6 +127,16 @@ class Spatial(Sequence[Example]):
             if question is not None:
                 return scene, question
 
+    def _thought(self, index: int, question: Question) -> str | None:
+        if self.thoughts is None:
+            return None
+        # A random stream of its own: with thoughts and without, an index yields the same question.
+        rng = random.Random(f"{self._name}/{GENERATOR_VERSION}/{self.split}/{self.seed}/{index}/{self.thoughts}")
+        thought = THOUGHTS[self.thoughts](rng, question, _FLAWLESS)
+        if thought.choice != question.answer:
+            raise ValueError(f"{self._name}/{self.split}/{self.seed}/{index}: its worked solution is wrong")
+        return thought.text.strip()
+
     def fingerprint(self) -> str:
         """A hash of everything that decides the examples, for a run's record."""
         parts = {
@@ -124,6 +147,7 @@ class Spatial(Sequence[Example]):
             "seed": self.seed,
             "categories": self.categories,
             **({"num_steps": self._num_steps} if self._num_steps else {}),
+            **({"thoughts": self.thoughts} if self.thoughts else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

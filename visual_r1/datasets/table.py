@@ -23,7 +23,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from visual_r1.datasets.adapter import Item, TableExamples
+from visual_r1.datasets.adapter import Item, TableExamples, text
 from visual_r1.datasets.layouts import (
     LAYOUTS,
     Layout,
@@ -126,6 +126,7 @@ class Table(TableExamples):
             answer=answer,
             category=self._category(row),
             is_answered_in_words=_folded(solution) == _folded(choices[answer]),
+            thought=text(row, self._column["thought"]) if "thought" in self._column else None,
         )
 
     def question(self, row: Mapping[str, Any], choices: Sequence[str]) -> str:

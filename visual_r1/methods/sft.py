@@ -34,15 +34,16 @@ from visual_r1.prompts import SFT_REFERENCE
 from visual_r1.rollout.gathering import is_split
 
 _LOSSES = ("completion", "text")
+_IMITATED = ("answer", "thought")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sft:
-    """Trains a policy to answer at once: the right letter in its tags.
+    """Trains a policy to answer at once, with the right letter in its tags, or to reason first as the data does.
 
     Raises:
-        ValueError: an unknown loss or prompt, or the examples of a step do not divide among the processes and into
-            micro-batches.
+        ValueError: an unknown loss, prompt or text to imitate, or the examples of a step do not divide among the
+            processes and into micro-batches.
     """
 
     examples_per_step: int
@@ -56,6 +57,8 @@ class Sft:
     loss_on: str = "completion"
     """``completion``: its tokens with its end token, each of the step's weighing the same. ``text``: the prompt's too,
     all but images, averaged over each micro-batch: over each example where that holds one."""
+    imitate: str = "answer"
+    """``answer``: the solution alone. ``thought``: `Example.thought` before it, where the data has one."""
     prompt: str | None = None
     """``sft_reference`` asks, from this training on, as the paper's SFT did; None keeps the policy's own prompt."""
 
@@ -64,6 +67,12 @@ class Sft:
             raise ValueError(f"method.loss_on={self.loss_on}: unknown, expected one of {list(_LOSSES)}")
         if self.prompt not in (None, SFT_REFERENCE.wording):
             raise ValueError(f"method.prompt={self.prompt}: unknown, expected {SFT_REFERENCE.wording} or null")
+        if self.imitate not in _IMITATED:
+            raise ValueError(f"method.imitate={self.imitate}: unknown, expected one of {list(_IMITATED)}")
+        if self.imitate == "thought" and self.prompt is not None:
+            raise ValueError(
+                f"method.imitate=thought method.prompt={self.prompt}: the paper's SFT imitates bare answers alone"
+            )
         check_schedule(self.schedule_steps, self.trl.get("max_steps", 1))
         check_batches(
             self.examples_per_step,
@@ -108,7 +117,9 @@ class CompletionSftTrainer(HorizonTrainer, CheckpointingTrainer, SFTTrainer):
         super().__init__(
             model=policy.model,
             args=method.config(context),
-            train_dataset=training_rows(policy, context.examples, lambda example: sft_row(policy, example)),
+            train_dataset=training_rows(
+                policy, context.examples, lambda example: sft_row(policy, example, imitate=method.imitate)
+            ),
             processing_class=policy.processor,
         )
         if method.loss_on == "completion":
@@ -183,13 +194,14 @@ def stop_at_turn_end(policy: Policy) -> None:
             policy.model.generation_config.eos_token_id = [*policy.end_token_ids, token]
 
 
-def sft_row(policy: Policy, example: Example) -> dict[str, Any]:
+def sft_row(policy: Policy, example: Example, *, imitate: str = "answer") -> dict[str, Any]:
     """A row in trl's prompt-completion form; its images go first in the prompt, as everywhere."""
-    completion = policy.style.answer_only(example)
+    style = policy.style
+    completion = style.worked(example) if imitate == "thought" else style.answer_only(example)
     if not turn_end(policy):
         completion += policy.tokenizer.eos_token  # trl adds no end token to a conversation
     return {
-        "prompt": [{"role": "user", "content": policy.style.text(example)}],
+        "prompt": [{"role": "user", "content": style.text(example)}],
         "completion": [{"role": "assistant", "content": completion}],
         "images": list(example.images),
     }
