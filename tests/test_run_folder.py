@@ -61,6 +61,13 @@ def test_another_config_is_refused_naming_the_keys(folder):
         folder.check(other)
 
 
+def test_a_setting_that_the_run_did_not_know_and_that_is_off_makes_no_other_run(folder):
+    begin(folder)
+    folder.check({**CONFIG, "extra": None})
+    with pytest.raises(RunFolderError, match=r"another configuration \(extra\)"):
+        folder.check({**CONFIG, "extra": False})
+
+
 def test_a_resumed_run_may_find_its_server_elsewhere(folder):
     def served(**engine):
         rendezvous = engine.pop("rendezvous", "a:1")

@@ -368,14 +368,15 @@ def _plain(value: Any) -> Any:
 
 
 def _differing_keys(stored: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two nested mappings."""
+    """Dotted keys whose values differ between two nested mappings.
+
+    One that is not there is null: a setting from after the run was made, null where it changes nothing, makes no other
+    run of it.
+    """
     if not (isinstance(stored, Mapping) and isinstance(new, Mapping)):
         return [] if stored == new else [prefix]
-    missing = object()
     return [
         key_path
         for key in {**stored, **new}
-        for key_path in _differing_keys(
-            stored.get(key, missing), new.get(key, missing), f"{prefix}.{key}" if prefix else str(key)
-        )
+        for key_path in _differing_keys(stored.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
     ]
