@@ -75,6 +75,17 @@ def test_what_has_not_run_is_not_judged(place, write_study, capsys):
     assert "| not run yet |" in overview(place / "experiments")
 
 
+def test_of_all_studies_those_of_another_scale_are_left_out(place, write_study, capsys):
+    write_study("home", cells={"looked": {"laptop": TINY}}, conditions=[ASKED])
+    write_study("both", cells={"seen": {"laptop": TINY, "paper": TINY}}, conditions=[{**ASKED, "of": "seen"}])
+    assert run(place, overrides=("scale=paper",), judges_alone=True) == 0
+    printed = capsys.readouterr().out
+    assert "left out: " in printed and "cells.looked says nothing of scale=paper, only of ['laptop']" in printed
+    assert "both: not judged" in printed and "home: not judged" not in printed
+    with pytest.raises(StudyError, match=r"cells.looked says nothing of scale=paper"):
+        run(place, "home", overrides=("scale=paper",), judges_alone=True)
+
+
 def test_two_cells_of_one_name_are_refused(place, write_study):
     studies = [
         load(write_study("one", cells={"looked": TINY}, conditions=[ASKED])),

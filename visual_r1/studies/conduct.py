@@ -10,7 +10,7 @@ from visual_r1.run_folder import RunFolder
 from visual_r1.studies import building, page, running
 from visual_r1.studies.causal import causal_test
 from visual_r1.studies.dose import curve_of
-from visual_r1.studies.entries import StudyError
+from visual_r1.studies.entries import OtherScaleError, StudyError
 from visual_r1.studies.study import FILE, HOME, Study, load
 from visual_r1.studies.verdict import judge
 
@@ -44,7 +44,7 @@ def conduct(
         StudyError: a study that cannot be run or judged; the others are judged before.
     """
     scale = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith("scale=")), HOME)
-    studies = [load(experiments / name, scale=scale) for name in names or _light(experiments)]
+    studies = [load(experiments / name, scale=scale) for name in names] or _light(experiments, scale=scale)
     builds = building.builds_of(studies, runs=runs)
     wanted = running.needed(studies, runs=runs, overrides=overrides)
     folders = {(one.cell, one.seed): one.folder for one in wanted}
@@ -158,8 +158,17 @@ def _all(experiments: Path) -> list[str]:
     return names
 
 
-def _light(experiments: Path) -> list[str]:
-    return [name for name in _all(experiments) if not load(experiments / name).builds]
+def _light(experiments: Path, *, scale: str) -> list[Study]:
+    """All studies but those that make models of their own and those that are not for this scale, which are named."""
+    studies = []
+    for name in _all(experiments):
+        if load(experiments / name).builds:
+            continue
+        try:
+            studies.append(load(experiments / name, scale=scale))
+        except OtherScaleError as error:
+            print(f"left out: {error}")
+    return studies
 
 
 def _command(study: Study, overrides: Sequence[str]) -> str:

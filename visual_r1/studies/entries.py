@@ -13,6 +13,10 @@ class StudyError(ValueError):
     """A study that cannot be run or judged; names the file, the entry and what to write."""
 
 
+class OtherScaleError(StudyError):
+    """A study that says nothing of the scale asked for."""
+
+
 @dataclass(frozen=True)
 class Entries:
     """A mapping of the file, which knows where it stands there."""

@@ -50,7 +50,7 @@ from typing import Any, Literal
 
 import yaml
 
-from visual_r1.studies.entries import Entries, StudyError
+from visual_r1.studies.entries import Entries, OtherScaleError, StudyError
 
 When = Literal["before", "after"]
 
@@ -194,7 +194,7 @@ def load(path: Path, *, scale: str = HOME) -> Study:
     paper.only("says", "source")
     builds = _builds(entries) if "builds" in entries.given else {}
     if builds and scale != HOME:
-        raise StudyError(
+        raise OtherScaleError(
             f"{file}: scale={scale}: its models are built, and are organisms: it runs at scale={HOME} only"
         )
     cells = _cells(entries, scale, builds)
@@ -268,7 +268,9 @@ def _cells(entries: Entries, scale: str, builds: Mapping[str, Any]) -> dict[str,
     for name, value in entries.mapping("cells").items():
         if isinstance(value, Mapping):
             if scale not in value:
-                raise StudyError(f"{entries.file}: cells.{name} says nothing of scale={scale}, only of {sorted(value)}")
+                raise OtherScaleError(
+                    f"{entries.file}: cells.{name} says nothing of scale={scale}, only of {sorted(value)}"
+                )
             value = value[scale]
         if not _NAME.fullmatch(str(name)) or str(name) in _TAKEN:
             raise StudyError(
