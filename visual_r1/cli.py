@@ -170,7 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--experiments", type=Path, default=Path("experiments"), help="default: %(default)s")
     study.add_argument("--runs", type=Path, default=Path("runs/studies"), help="of all studies (default: %(default)s)")
     study.add_argument("--jobs", type=_positive, help="how many run at once (default: one a core)")
-    study.add_argument("--judge", action="store_true", help="run nothing, judge what is finished")
+    instead = study.add_mutually_exclusive_group()
+    instead.add_argument("--judge", action="store_true", help="run nothing, judge what is finished")
+    instead.add_argument("--pack", action="store_true", help="write what is finished of NAME into its runs.tar.xz")
+    instead.add_argument("--unpack", action="store_true", help="put what is in NAME's runs.tar.xz where runs lie")
     study.set_defaults(command=_study)
 
     published = commands.add_parser("published", help="what others have reached, with intervals and what to know")
@@ -445,6 +448,8 @@ def _study(options: argparse.Namespace) -> int:
     from visual_r1.studies.conduct import conduct
     from visual_r1.studies.running import cores
 
+    if options.pack or options.unpack:
+        return _study_records(options)
     return conduct(
         [word for word in options.names if "=" not in word],
         experiments=options.experiments,
@@ -454,6 +459,24 @@ def _study(options: argparse.Namespace) -> int:
         command=shlex.join(["visual-r1", *sys.argv[1:]]),
         judges_alone=options.judge,
     )
+
+
+def _study_records(options: argparse.Namespace) -> int:
+    from visual_r1.studies import records
+    from visual_r1.studies.study import load
+
+    if not options.names:
+        raise ValueError(
+            "study --pack, --unpack: say of which study, as `visual-r1 study when-reflection-rises --unpack`"
+        )
+    for name in options.names:
+        study, archive = load(options.experiments / name), options.experiments / name / records.ARCHIVE
+        if options.pack:
+            number = records.pack(study, runs=options.runs, archive=archive)
+            print(f"{archive}: {number} of {len(study.cells) * len(study.seeds)} runs")
+        else:
+            print(f"{options.runs}: {len(records.unpack(archive, runs=options.runs))} folders that were not there")
+    return 0
 
 
 def _published(options: argparse.Namespace) -> None:
