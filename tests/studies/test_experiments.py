@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from visual_r1 import config
+from visual_r1.cli import main
+from visual_r1.files import read_json
 from visual_r1.organisms.pretraining import Recipe, trunk_recipe, with_changes
+from visual_r1.studies import page
 from visual_r1.studies.building import builds_of
 from visual_r1.studies.conduct import overview
 from visual_r1.studies.entries import OtherScaleError
+from visual_r1.studies.records import ARCHIVE
 from visual_r1.studies.running import needed
 from visual_r1.studies.study import load
 
@@ -19,6 +24,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 NAMES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/study.yaml"))
 BUILT = ["when-reflection-rises"]
 AT_HOME = [*BUILT, "cold-start-worked"]
+PACKED = sorted(file.parent.name for file in EXPERIMENTS.glob(f"*/{ARCHIVE}"))
 
 
 def test_there_are_studies():
@@ -69,3 +75,15 @@ def test_what_the_paper_s_data_cannot_give_runs_at_home_only(name):
 
 def test_the_page_over_all_studies_is_the_one_that_their_results_give():
     assert (EXPERIMENTS / "README.md").read_text(encoding="utf-8") == overview(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_records_that_ship_give_the_results_that_ship(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXPERIMENTS / name, tmp_path / "experiments" / name, ignore=shutil.ignore_patterns("results.json"))
+    assert main(["study", name, "--unpack"]) == main(["study", name, "--judge"]) == 0
+    # Some of the runs of a study may ship before all have been made: then nothing is judged.
+    found, expected = (folder / name / page.RESULTS for folder in (tmp_path / "experiments", EXPERIMENTS))
+    assert found.exists() == expected.exists()
+    if expected.exists():
+        assert read_json(found) == read_json(expected)
