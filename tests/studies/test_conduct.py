@@ -60,6 +60,18 @@ def test_a_study_is_run_judged_and_not_run_again(place, write_study, checkpoint,
     assert (study / "results.json").read_bytes() == before
 
 
+def test_a_study_that_builds_does_one_seed_after_the_other(place, write_study, checkpoint, capfd):
+    write_study(
+        builds={"sheet": "data show seed={seed} --num 1 -o {folder}/sheet.png"},
+        cells={"looked": f"{TINY} model.path={checkpoint('base')}"},
+        seeds=[0, 1],
+        conditions=[ASKED],
+    )
+    assert run(place, "practice") == 0
+    ended = [line.rpartition("runs/")[2] for line in capfd.readouterr().out.splitlines() if ": finished: " in line]
+    assert ended == ["builds/sheet/seed0", "looked/seed0", "builds/sheet/seed1", "looked/seed1"]
+
+
 def test_a_study_that_fails_is_not_judged(place, write_study, checkpoint, capfd):
     cell = f"{TINY} model.path={checkpoint('base')} rollout.engine.batch_size=0"
     study = write_study(cells={"looked": cell}, seeds=[0], conditions=[ASKED])

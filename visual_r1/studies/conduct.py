@@ -99,20 +99,30 @@ def _do_missing(
     command: str,
     runs: Path,
 ) -> int:
-    """Builds, runs and probes what is not there yet; returns 0, or as a sweep ends that failed or was stopped."""
-    if unbuilt := [build for build in builds if not build.is_finished]:
+    """Builds, runs and probes what is not there yet; returns 0, or as a sweep ends that failed or was stopped.
+
+    Builds take hours, so one seed is done after the other: whenever it is stopped, most seeds are whole or not begun.
+    """
+    seeds = sorted({one.seed for one in wanted})
+    needed = {folder for build in builds for folder in build.needs}
+    # First what several builds wait for, of all seeds: it would keep a core waiting in each seed's turn.
+    if unbuilt := [build for build in builds if build.folder in needed and not build.is_finished]:
         if code := building.make(unbuilt, jobs=jobs, command=command, runs=runs):
             return code
-    if missing := [one for one in wanted if not one.folder.is_finished]:
-        if code := running.run(missing, jobs=jobs, command=command, runs=runs):
-            return code
-    for study in studies:
-        if study.probe is None:
-            continue
-        own = [one.folder for one in wanted if one.cell in study.probed and one.seed in study.seeds]
-        if unprobed := [folder for folder in own if not building.is_probed(folder, study.probe)]:
-            if code := building.probe(unprobed, study.probe, jobs=jobs, command=command, runs=runs):
+    for turn in [{seed} for seed in seeds] if builds else [set(seeds)]:
+        if unbuilt := [build for build in builds if build.seed in turn and not build.is_finished]:
+            if code := building.make(unbuilt, jobs=jobs, command=command, runs=runs):
                 return code
+        if missing := [one for one in wanted if one.seed in turn and not one.folder.is_finished]:
+            if code := running.run(missing, jobs=jobs, command=command, runs=runs):
+                return code
+        for study in studies:
+            if study.probe is None:
+                continue
+            probed = [one for one in wanted if one.cell in study.probed and one.seed in turn.intersection(study.seeds)]
+            if unprobed := [one.folder for one in probed if not building.is_probed(one.folder, study.probe)]:
+                if code := building.probe(unprobed, study.probe, jobs=jobs, command=command, runs=runs):
+                    return code
     return 0
 
 
