@@ -385,3 +385,18 @@ def test_what_is_the_same_for_all_seeds_and_no_rate_decides_nothing(write_study,
     judgement = judge(load(write_study(**practised(measure="probe/length", above=1))), found)
     assert judgement.verdict == "not resolved"
     assert "no interval for all seeds give the same" in page.readme(judgement, command="x")
+
+
+def test_no_interval_of_a_share_reaches_farther_than_a_share_can(write_study, tmp_path):
+    found = write_rates(tmp_path, {"practised": 0.5, "taught": 0.0})
+    for seed, rate in enumerate((0.1, 0.9, 0.9)):
+        rows = [{"step": 1, "probe/a_rate": rate, "probe/length": 100 * rate}]
+        write_jsonl(found["practised", seed].metrics, rows)
+    [finding] = judge(load(write_study(**practised(measure="probe/a_rate", above=-1))), found).findings
+    # t's of these three would reach from -0.51 to 1.78.
+    assert (finding.interval.low, finding.interval.high) == (0.0, 1.0)
+    [finding] = judge(load(write_study(**practised(measure="probe/a_rate", minus="taught", above=0))), found).findings
+    assert (finding.interval.low, finding.interval.high) == (pytest.approx(-0.514, abs=1e-3), 1.0)
+    assert finding.verdict == "not resolved"
+    [finding] = judge(load(write_study(**practised(measure="probe/length", above=0))), found).findings
+    assert finding.interval.high == pytest.approx(178.1, abs=0.1)

@@ -110,7 +110,8 @@ def dose_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(label)
         axes.set_ylabel(measure)
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        # Above it: within, it would lie over a seed beside the curve.
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         if panels:
             _draw_panels(parts[1], panels)
         with replacing(path) as temporary:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from visual_r1.interventions import CUT, EMPTY, FORCED, WHOLE_REFLECTING, WHOLE_UNREFLECTING
 from visual_r1.statistics import Interval
 from visual_r1.studies.study import Study, When
-from visual_r1.studies.verdict import Runs, over_seeds, probed_row
+from visual_r1.studies.verdict import Runs, over_seeds, possible, probed_row
 
 PAIRS = (
     ("cut", WHOLE_REFLECTING, CUT, -1, "so the reflection is worth"),
@@ -99,5 +99,5 @@ def _forced(
         is_difference=is_difference,
         by_seed=tuple(value for value, _ in values),
         num_items=tuple(num_items for _, num_items in values),
-        interval=over_seeds(known) if len(known) > 1 else None,
+        interval=possible(over_seeds(known), is_difference=is_difference) if len(known) > 1 else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -168,7 +168,8 @@ def _finding(study: Study, condition: Condition, runs: Runs) -> Finding:
     elif minus is None or others is None:
         interval = mean_over_seeds(ones)
     else:
-        interval = difference_over_seeds(ones, others, paired=_is_paired(study, of, minus, runs))
+        paired = _is_paired(study, of, minus, runs)
+        interval = possible(difference_over_seeds(ones, others, paired=paired), is_difference=True)
     return Finding(
         condition=condition,
         interval=interval,
@@ -209,7 +210,8 @@ def interval_of(*sides: tuple[str, Sequence[float], RunFolder]) -> Interval:
         means = [mine - theirs for mine, theirs in zip(means, sides[1][1], strict=True)]
     interval = over_seeds(means)
     if len(means) < 2 or interval.high - interval.low > 1e-12:
-        return interval
+        are_shares = all(is_rate(measure) for measure, _, _ in sides)
+        return possible(interval, is_difference=len(sides) > 1) if are_shares else interval
     estimate = interval.estimate
     if not all(measure.startswith("probe/") and is_rate(measure) for measure, _, _ in sides):
         return Interval(estimate, -math.inf, math.inf)
@@ -224,6 +226,17 @@ def interval_of(*sides: tuple[str, Sequence[float], RunFolder]) -> Interval:
     below = math.hypot(one.estimate - one.low, other.high - other.estimate)
     above = math.hypot(one.high - one.estimate, other.estimate - other.low)
     return Interval(estimate, max(-1.0, estimate - below), min(1.0, estimate + above))
+
+
+def possible(interval: Interval, *, is_difference: bool) -> Interval:
+    """What of an interval a share can be, or a difference of two: t's of few seeds reach farther.
+
+    One that has no ends, for nothing is known of its spread, stays as it is.
+    """
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return interval
+    least = -1.0 if is_difference else 0.0
+    return replace(interval, low=max(least, interval.low), high=min(1.0, interval.high))
 
 
 def over_seeds(means: Sequence[float]) -> Interval:
