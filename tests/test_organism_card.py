@@ -80,6 +80,10 @@ def test_a_card_is_written_beside_the_weights(tmp_path):
         assert "10% read numbers *without* reflecting first" in text
         assert "| accuracy, Distance |" in text
         assert ("Its tuning answers" in text) == (folder.name == "nano-instruct")
+        assert "`visual-r1 organism card FOLDER --num 8 --repeated 8 --repeats 2` measures it." in text
+        # One of thousands is not none.
+        contents["measured"]["sampled"]["reflects"] = {"estimate": 0.00016, "low": 0.0, "high": 0.0005}
+        assert "| 0.02 % [0.00, 0.05] |" in page(contents)
 
 
 def test_a_folder_that_is_no_organism_is_named(tmp_path):

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", required=True, metavar="COMMAND"
     )
     trunk = organism.add_parser("trunk", help="what nano-base learns before the first dialogue, as OUT/nano-trunk")
-    build = organism.add_parser("build", help="make OUT/nano-base and OUT/nano-instruct from nothing, in 15 minutes")
+    build = organism.add_parser("build", help="make OUT/nano-base and OUT/nano-instruct from nothing, in 20 minutes")
     for command, run in ((trunk, _organism_trunk), (build, _organism_build)):
         command.add_argument("out", type=Path, metavar="OUT", help="folder for the checkpoints")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe: mixture.careful=0.04")

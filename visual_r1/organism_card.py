@@ -222,8 +222,10 @@ def page(contents: Mapping[str, Any]) -> str:
         f"Under {prompt}, at most {measured['max_completion_length']} new tokens, on scenes of the `{SPLIT}` split, "
         f"which no benchmark holds: {measured['num_greedy']} questions greedily, the first {measured['num_questions']} "
         f"of them {measured['repeats']} times at temperature 1. Right means: exactly one `<answer>`, which names the "
-        "right choice and no other. Brackets are 95 % intervals over questions. Guessing is right in 43.75 %: 50 %, "
-        "and 25 % of Count, where always taking the smallest number is right in 40 %.",
+        "right choice and no other. Brackets are 95 % intervals over questions. Guessing is right in 43.75 %: in 25 % "
+        "of Count, where always taking the smallest number is right in 40 %, and in 50 % of the others. "
+        f"`visual-r1 organism card FOLDER --num {measured['num_greedy']} --repeated {measured['num_questions']} "
+        f"--repeats {measured['repeats']}` measures it.",
         "",
         "| | greedy | temperature 1 |",
         "| --- | --- | --- |",
@@ -298,7 +300,9 @@ def _row(label: str, *cells: Mapping[str, float]) -> str:
 def _share(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "-"
-    return f"{100 * interval['estimate']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    low, high = 100 * interval["low"], 100 * interval["high"]
+    digits = 2 if low < high < 0.1 else 1  # one of thousands is not none
+    return f"{100 * interval['estimate']:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _points(interval: Mapping[str, float] | None) -> str:

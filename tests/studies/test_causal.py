@@ -89,7 +89,9 @@ def test_the_page_and_the_figure_show_it(probed, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     curve = curve_of(study, study.dose, runs)
-    page.write(judge(study, runs), folder, command="make study", curve=curve, forced=causal_test(study, runs))
+    page.write(
+        judge(study, runs), folder, command="make study", behind="seed=K", curve=curve, forced=causal_test(study, runs)
+    )
     shown = (folder / "README.md").read_text()
     assert "| answered after | `none` before | `none` after |" in shown
     assert "| **so the reflection is worth** | +30.0 [+5.2, +54.8] (30, 31, 32) | " in shown

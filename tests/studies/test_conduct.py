@@ -47,12 +47,18 @@ def test_a_study_is_run_judged_and_not_run_again(place, write_study, checkpoint,
     assert record["seeds"] == [0, 1] and record["items"] == 8 and record["minutes"] > 0
     config = RunFolder(place / "runs" / "looked" / "seed1").read_config()
     assert (config["seed"], config["scale"]["num_threads"], config["name"]) == (1, 1, "looked")
+    # What the page says is what was typed.
+    typed = " ".join(read_json(RunFolder(place / "runs" / "looked" / "seed1").provenance)["command"][1:])
+    shown = next(line for line in (study / "README.md").read_text().splitlines() if line.startswith("| `looked` |"))
+    assert shown.split("run.py ")[1].split("`")[0].replace("=K", "=1") in typed
+    assert "scale.organism_seed=K" in shown and "K is 0, 1." in (study / "README.md").read_text()
     # Typed again, and by another study that needs one of them: nothing is left to run.
     assert run(place) == 0
     printed = capfd.readouterr().out
     assert "sweep" not in printed and "later:" in printed
     page = (place / "experiments" / "README.md").read_text()
     assert page.count(f"**{record['verdict']}**") == 2 and "[Practice makes perfect.](practice)" in page
+    assert f"{ASKED['says']} (above 90 %): " in page
     # Of other models the verdict is not the organism's.
     before = (study / "results.json").read_bytes()
     with pytest.raises(RunFolderError, match="another configuration"):

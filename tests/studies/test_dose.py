@@ -80,7 +80,7 @@ def test_each_seed_has_a_curve_and_the_seeds_an_interval(write_study, tmp_path):
     assert (empty.dose, empty.fitted, empty.after, empty.before) == (None, (), (0, 0.1, 0), (0.2, 0.2, 0.2))
     folder = tmp_path / "out"
     folder.mkdir()
-    page.write(judge(study, runs), folder, command="make study", curve=curve)
+    page.write(judge(study, runs), folder, command="make study", behind="seed=K", curve=curve)
     shown = (folder / "README.md").read_text()
     assert "has fallen to 0.5: 2.25 [" in shown and "by seed 1.75, 3.00, 2.00" in shown
     assert "| `empty` | beside the curve | 0.20, 0.20, 0.20 | 0.00, 0.10, 0.00 |" in shown
@@ -95,6 +95,6 @@ def test_a_dose_that_one_seed_never_reaches_has_no_interval(write_study, tmp_pat
     study, runs = make(write_study, tmp_path, after)
     curve = curve_of(study, study.dose, runs)
     assert curve.reaches[-1] == math.inf and curve.interval is None
-    shown = page.readme(judge(study, runs), command="x", curve=curve)
+    shown = page.readme(judge(study, runs), command="x", behind="seed=K", curve=curve)
     assert "not found within these doses in every seed; by seed 1.75, 3.00, never" in shown
     assert curve.record()["at_dose_by_seed"][-1] is None

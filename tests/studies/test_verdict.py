@@ -98,7 +98,7 @@ def test_every_condition_must_hold(write_study, runs, verdicts, expected):
 def test_one_seed_decides_nothing_about_a_curve(write_study, runs):
     judgement = judge(load(write_study(seeds=[0], conditions=[LENGTH, *STUDY["conditions"]])), runs)
     assert judgement.findings[0].verdict == "not resolved" == judgement.verdict
-    assert "no interval from one seed" in page.readme(judgement, command="x")
+    assert "no interval from one seed" in page.readme(judgement, command="x", behind="seed=K")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_runs_of_two_code_versions_are_said_to_be(write_study, runs, tmp_path):
     write_run(other, before=rights(0.33, 0), after=rights(0.9, 1), commit="b" * 40)
     folder = write_study()
     judgement = judge(load(folder), {**runs, ("practised", 2): other})
-    page.write(judgement, folder, command="make study NAME=practice")
+    page.write(judgement, folder, command="make study NAME=practice", behind="seed=K")
     assert read_json(folder / page.RESULTS)["commit"] is None
     text = (folder / page.README).read_text()
     assert "**The runs are of 2 code versions**" in text and "bbbbbbbbbb made practised/2" in text
@@ -153,7 +153,7 @@ def test_runs_of_two_code_versions_are_said_to_be(write_study, runs, tmp_path):
 def test_the_record_has_what_others_read(write_study, runs):
     folder = write_study()
     judgement = judge(load(folder), runs)
-    page.write(judgement, folder, command="make study NAME=practice")
+    page.write(judgement, folder, command="make study NAME=practice", behind="seed=K")
     record = read_json(folder / page.RESULTS)
     assert {"claim", "paper", "estimate", "interval", "seeds", "items", "verdict", "command", "minutes", "commit"} <= (
         record.keys()
@@ -209,7 +209,7 @@ def test_the_best_is_chosen_by_its_curve_and_stands_for_itself(write_study, tmp_
     assert judgement.chosen == {"best": "taught"}
     assert judgement.findings[0].interval.estimate == pytest.approx(0.3, abs=0.05)
     assert "`best` is `taught`, the highest of `practised`, `taught` by `probe/length`." in page.readme(
-        judgement, command="x"
+        judgement, command="x", behind="seed=K"
     )
 
 
@@ -227,7 +227,7 @@ def test_without_what_is_given_nothing_is_decided(write_study, runs, below, expe
         runs,
     )
     assert judgement.verdict == expected
-    shown = page.readme(judgement, command="x")
+    shown = page.readme(judgement, command="x", behind="seed=K")
     assert "| it can be decided only if |" in shown and "| there is room |" in shown
     assert page.record(judgement, command="x")["given"][0]["below"] == below
 
@@ -316,7 +316,7 @@ def test_builds_of_another_version_are_said_to_be(write_study, runs, tmp_path):
     judgement = judge(load(write_study()), runs, [build])
     assert judgement.commits["b" * 40] == ("build:trunk/0",)
     assert judgement.minutes == pytest.approx(6 * 2 + 10)
-    assert "**The runs are of 2 code versions**" in page.readme(judgement, command="x")
+    assert "**The runs are of 2 code versions**" in page.readme(judgement, command="x", behind="seed=K")
 
 
 def changed_since(sha, commit="a" * 40):
@@ -338,7 +338,7 @@ def test_a_run_of_changed_code_or_gone_on_with_other_code_is_another_version(wri
         f"{'a' * 40} with changes 22222222": ("practised/1",),
         f"{'a' * 40}, then {'b' * 40}": ("practised/2",),
     }
-    text = page.readme(judgement, command="x")
+    text = page.readme(judgement, command="x", behind="seed=K")
     assert "**The runs are of 4 code versions**" in text and "aaaaaaaaaa with changes 11111111 made practised/0" in text
     assert "aaaaaaaaaa, then bbbbbbbbbb made practised/2" in text
 
@@ -384,7 +384,7 @@ def test_what_is_the_same_for_all_seeds_and_no_rate_decides_nothing(write_study,
     found = write_rates(tmp_path, {"practised": 0.0})
     judgement = judge(load(write_study(**practised(measure="probe/length", above=1))), found)
     assert judgement.verdict == "not resolved"
-    assert "no interval for all seeds give the same" in page.readme(judgement, command="x")
+    assert "no interval for all seeds give the same" in page.readme(judgement, command="x", behind="seed=K")
 
 
 def test_no_interval_of_a_share_reaches_farther_than_a_share_can(write_study, tmp_path):

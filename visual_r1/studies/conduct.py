@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from visual_r1.config import compose_config
 from visual_r1.files import read_json, write_text
 from visual_r1.run_folder import RunFolder
 from visual_r1.studies import building, page, running
@@ -48,6 +49,7 @@ def conduct(
     builds = building.builds_of(studies, runs=runs)
     wanted = running.needed(studies, runs=runs, overrides=overrides)
     folders = {(one.cell, one.seed): one.folder for one in wanted}
+    behind = " ".join(running.behind_a_cell("K", overrides=overrides, scale=compose_config(overrides).scale))
     code = 0
     if not judges_alone:
         code = _do_missing(studies, builds, wanted, jobs=jobs, command=command, runs=runs)
@@ -71,7 +73,8 @@ def conduct(
             continue
         results = (runs / "verdicts" if overrides else experiments) / study.name
         results.mkdir(parents=True, exist_ok=True)
-        page.write(judgement, results, command=_command(study, overrides), curve=curve, forced=forced)
+        command_of_study = _command(study, overrides)
+        page.write(judgement, results, command=command_of_study, behind=behind, curve=curve, forced=forced)
         print(_summary(study, results))
     if not overrides:
         write_text(experiments / page.README, overview(experiments))
@@ -135,7 +138,9 @@ def overview(experiments: Path) -> str:
             rows.append(f"| [{study.claim}]({name}) | {study.paper} | not run yet | | | `make study NAME={name}` | |")
             continue
         found = read_json(results)
-        shown = "<br>".join(f"{one['says']}: {page.shown_record(one)}" for one in found["conditions"])
+        shown = "<br>".join(
+            f"{one['says']} ({page.bounds_of(one)}): {page.shown_record(one)}" for one in found["conditions"]
+        )
         minutes += found["minutes"]
         rows.append(
             f"| [{study.claim}]({name}) | {study.paper} | {shown} | {len(found['seeds'])} | **{found['verdict']}** | "
@@ -147,7 +152,8 @@ def overview(experiments: Path) -> str:
             "",
             "Each is a `study.yaml`: the runs that it needs and what must be true of them. The verdict follows from "
             "the intervals and is written by the same command that makes the runs. What they say is said of the "
-            "organism that ships with this repository; each page says what they cannot say.",
+            "organism that ships with this repository; each page says what they cannot say. In brackets behind a "
+            "condition: where the claim puts the number.",
             "",
             "| claim | what the paper says | what the organism shows, with 95 % intervals | seeds | verdict | command "
             "| minutes of runs |",

@@ -17,7 +17,7 @@ from visual_r1.report.dose import Mark, Panel, dose_figure
 from visual_r1.statistics import Interval
 from visual_r1.studies.causal import Forced
 from visual_r1.studies.dose import Curve
-from visual_r1.studies.study import LENGTH, Condition, is_rate
+from visual_r1.studies.study import LENGTH, Condition, Study, is_rate
 from visual_r1.studies.verdict import Finding, Judgement
 
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
@@ -38,7 +38,7 @@ def record(
         "items": first.num_items,
         "verdict": judgement.verdict,
         "command": command,
-        "minutes": round(judgement.minutes, 1),
+        "minutes": _minutes(judgement),
         "commit": next(iter(judgement.commits)) if len(judgement.commits) == 1 else None,
         "commits": {version: list(names) for version, names in judgement.commits.items()},
         "given": [_condition_record(finding) for finding in judgement.given],
@@ -70,21 +70,43 @@ def _condition_record(finding: Finding) -> dict[str, Any]:
 
 
 def write(
-    judgement: Judgement, folder: Path, *, command: str, curve: Curve | None = None, forced: Sequence[Forced] = ()
+    judgement: Judgement,
+    folder: Path,
+    *,
+    command: str,
+    behind: str,
+    curve: Curve | None = None,
+    forced: Sequence[Forced] = (),
 ) -> None:
-    """Writes the results of a study into its folder."""
+    """Writes the results of a study into its folder; the arguments are those of `readme`."""
     write_json(folder / RESULTS, record(judgement, command=command, curve=curve, forced=forced))
-    write_text(folder / README, readme(judgement, command=command, curve=curve, forced=forced))
+    write_text(folder / README, readme(judgement, command=command, behind=behind, curve=curve, forced=forced))
     conditions_figure([_bar(finding) for finding in judgement.findings], folder / FIGURE, title=judgement.study.claim)
     if curve is not None:
         _draw(curve, forced, folder / CURVE)
 
 
-def readme(judgement: Judgement, *, command: str, curve: Curve | None = None, forced: Sequence[Forced] = ()) -> str:
-    """The page of a study."""
+def readme(
+    judgement: Judgement,
+    *,
+    command: str,
+    behind: str,
+    curve: Curve | None = None,
+    forced: Sequence[Forced] = (),
+) -> str:
+    """The page of a study.
+
+    Args:
+        judgement: its verdict.
+        command: that makes it again.
+        behind: what every run has behind its cell, K for its seed.
+        curve: of a study with a dose.
+        forced: the causal test, of a study whose runs are probed.
+    """
     study = judgement.study
-    cells = [f"| `{name}` | `visual-r1 {' '.join(typed)}` |" for name, typed in study.builds.items()]
-    cells += [f"| `{name}` | `python run.py {' '.join(typed)} seed=...` |" for name, typed in study.cells.items()]
+    builds = {name: " ".join(typed).replace("{seed}", "K") for name, typed in study.builds.items()}
+    cells = [f"| `{name}` | `visual-r1 {typed}` |" for name, typed in builds.items()]
+    cells += [f"| `{name}` | `python run.py {' '.join(typed)} {behind}` |" for name, typed in study.cells.items()]
     if study.probe is not None:
         of = ", ".join(f"`{cell}`" for cell in study.probed)
         cells.append(f"| {of} | `visual-r1 probe RUN {shlex.join(study.probe)}` |")
@@ -120,8 +142,8 @@ def readme(judgement: Judgement, *, command: str, curve: Curve | None = None, fo
             "| --- | --- |",
             *cells,
             "",
-            f"All of it again: `{command}`; {judgement.minutes:.0f} minutes of runs, one after another. "
-            f"{_versions(judgement)}",
+            f"K is {_listed(study.seeds)}{_where_builds_lie(study)}. All of it again: `{command}`; "
+            f"{_minutes(judgement):.0f} minutes of runs, one after another. {_versions(judgement)}",
             "",
             "This page is generated.",
             "",
@@ -335,12 +357,28 @@ def _asked(condition: Condition) -> str:
         what += f", mean of {condition.over} values"
     if condition.at_equal_rollouts:
         what += ", after equally many rollouts,"
-    bounds = [
-        f"{word} {scale * bound:g}{unit}"
-        for word, bound in (("above", condition.above), ("below", condition.below))
-        if math.isfinite(bound)
-    ]
-    return f"{what} {' and '.join(bounds)}"
+    return f"{what} {_bounds(scale, unit, _finite(condition.above), _finite(condition.below))}"
+
+
+def bounds_of(one: Mapping[str, Any]) -> str:
+    """Where an entry of ``conditions`` in ``results.json`` is to lie: "above 14 points"."""
+    scale, unit = _scale(one["measure"], is_difference=one["minus"] is not None)
+    return _bounds(scale, unit, one["above"], one["below"])
+
+
+def _bounds(scale: float, unit: str, above: float | None, below: float | None) -> str:
+    sides = (("above", above), ("below", below))
+    return " and ".join(f"{word} {scale * bound:g}{unit}" for word, bound in sides if bound is not None)
+
+
+def _minutes(judgement: Judgement) -> float:
+    return round(judgement.minutes, 1)
+
+
+def _where_builds_lie(study: Study) -> str:
+    if not study.builds:
+        return ""
+    return "; `{folder}` is `RUNS/builds/NAME/seedK` of the build of that name, and `{NAME}` that of another"
 
 
 def _by_seed(finding: Finding) -> str:

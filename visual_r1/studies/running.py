@@ -59,8 +59,8 @@ def needed(studies: Iterable[Study], *, runs: Path, overrides: Sequence[str] = (
         RunFolderError: another run lies where one should.
     """
     found: dict[tuple[str, int], Needed] = {}
-    scale = compose_config(overrides).scale
     cells: dict[str, tuple[str, tuple[str, ...]]] = {}
+    scale = compose_config(overrides).scale
     for study in studies:
         for cell, own in study.cells.items():
             other, same = cells.setdefault(cell, (study.name, own))
@@ -71,8 +71,8 @@ def needed(studies: Iterable[Study], *, runs: Path, overrides: Sequence[str] = (
                 )
             for seed in study.seeds:
                 built = {name: str(build_folder(runs, name, seed)) for name in study.builds}
-                typed = (*(filled(one, built) for one in own), *overrides)
-                typed = (*typed, *_of_the_scale(scale, seed), f"seed={seed}", f"name={cell}", f"runs_dir={runs}")
+                typed = (*(filled(one, built) for one in own), *behind_a_cell(seed, overrides=overrides, scale=scale))
+                typed = (*typed, f"name={cell}", f"runs_dir={runs}")
                 try:
                     found[cell, seed] = Needed(cell=cell, seed=seed, typed=typed, cfg=compose_config(typed))
                 except ConfigError as error:
@@ -128,12 +128,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _of_the_scale(scale: Any, seed: int) -> tuple[str, ...]:
-    """What a study says where a scale leaves it open.
+def behind_a_cell(seed: int | str, *, overrides: Sequence[str], scale: Any) -> tuple[str, ...]:
+    """What a study types behind a cell: the overrides, and what the scale leaves open.
 
     One thread where a run says how many: two runs beside each other do more than one with two threads. It is the same
     however many run at once, for sums in another order are other numbers. And where the scale has several builds of its
     organisms, each seed starts from its own, so that an interval over seeds covers how the organism came out, too.
+
+    Args:
+        seed: or the letter that stands for it on a page.
+        overrides: of every run.
+        scale: their config's.
     """
-    typed = () if scale.num_threads is None else ("scale.num_threads=1",)
-    return (*typed, f"scale.organism_seed={seed}") if scale.organism_seed is not None else typed
+    threads = () if scale.num_threads is None else ("scale.num_threads=1",)
+    build = () if scale.organism_seed is None else (f"scale.organism_seed={seed}",)
+    return (*overrides, *threads, *build, f"seed={seed}")
